@@ -1,0 +1,7 @@
+"""`python -m dmthin` is the `dmthin` command."""
+
+import sys
+
+from dmthin.cli import main
+
+sys.exit(main())
