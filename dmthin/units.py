@@ -34,7 +34,7 @@ def parse_size(text: str, what: str = "size") -> int:
     power = 0 if unit == "b" else _UNITS.index(unit) + 1
     whole, _, fraction = match["number"].partition(".")
     scaled = int(whole + fraction) * 1024**power
-    return scaled // 10 ** len(fraction)
+    return int(scaled // 10 ** len(fraction))
 
 
 def parse_percent(text: str, what: str, *, below: int = 100, sign_required: bool = False) -> int:

@@ -13,8 +13,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import sh
-
 from dmthin.errors import TimeLimit, ToolFailed, Unavailable
 
 logger = logging.getLogger(__name__)
@@ -68,6 +66,8 @@ def run(
     if path is None:
         package = PACKAGES.get(program, program)
         raise Unavailable(f"the program {program} is missing", hint=f"install it: apt-get install {package}")
+    import sh  # costs 80 ms, which a command that runs no program need not pay
+
     line = shlex.join([program, *arguments])
     logger.debug("run: %s", line)
     environment = {"PATH": SEARCH_PATH, "LC_ALL": "C", "HOME": "/"}

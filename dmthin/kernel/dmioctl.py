@@ -1,0 +1,218 @@
+"""Device-mapper by ioctl on /dev/mapper/control: some 50 times cheaper than a dmsetup process.
+
+Buffers start at 1024 bytes, because CPython 3.11 gives up its lock during an ioctl only for those; a table or message
+that needs more is copied to the kernel in one longer call.
+"""
+
+import errno
+import fcntl
+import os
+import select
+import time
+from collections.abc import Sequence
+from typing import Self
+
+from dmthin.errors import InvalidValue, TimeLimit, Unavailable
+from dmthin.failpoint import step
+from dmthin.kernel import dmabi
+from dmthin.kernel.devicemapper import DeviceInfo, DeviceName, Target, UdevRules, Version
+from dmthin.kernel.dmabi import Flag, Header, Request
+from dmthin.kernel.dmerrors import NO_DEVICE_MAPPER, translate
+
+CONTROL = "/dev/mapper/control"
+_BUFFER = 1024
+_LARGEST_REPLY = 16 << 20
+
+
+class IoctlDeviceMapper:
+    """A connection to the kernel's device-mapper; implements `DeviceMapper`. Threads may share one.
+
+    `udev_rules` travel with every event of a device that this connection changes. Their cookie is zero, so nobody
+    waits for udev, and no semaphore can leak: the node /dev/dm-N is devtmpfs's and is there at once.
+    """
+
+    def __init__(self, udev_rules: UdevRules = UdevRules.PRIVATE) -> None:
+        self._event = udev_rules << 16
+        try:
+            self._fd = os.open(CONTROL, os.O_RDWR | os.O_CLOEXEC)
+        except OSError as error:
+            raise translate(error.errno or 0, "open", CONTROL) from None
+
+    def close(self) -> None:
+        """Close the control node; may be called twice."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def version(self) -> Version:
+        header, _ = self._call(Request.VERSION, "version")
+        return Version(*header.version)
+
+    def target_versions(self) -> dict[str, Version]:
+        header, buffer = self._call(Request.LIST_VERSIONS, "list targets")
+        return dict(dmabi.unpack_versions(buffer, header))
+
+    def create(
+        self, name: str, uuid: str = "", table: Sequence[Target] = (), *, read_only: bool = False
+    ) -> DeviceInfo:
+        with step(f"dm create {name}"):
+            info = self._call(Request.CREATE, "create", name, uuid=uuid)[0].info()
+        if not table:
+            return info
+        try:
+            self.load(name, table, read_only=read_only)
+            return self.resume(name)
+        except BaseException:
+            self.remove(name)
+            raise
+
+    def load(self, name: str, table: Sequence[Target], *, read_only: bool = False) -> DeviceInfo:
+        flags = Flag.READ_ONLY if read_only else 0
+        payload = dmabi.pack_table(table)
+        with step(f"dm load {name}"):
+            return self._call(
+                Request.TABLE_LOAD, "load", name, flags=flags, payload=payload, target_count=len(table)
+            )[0].info()
+
+    def clear(self, name: str) -> DeviceInfo:
+        with step(f"dm clear {name}"):
+            return self._call(Request.TABLE_CLEAR, "clear", name)[0].info()
+
+    def suspend(self, name: str, *, flush: bool = True, lock_fs: bool = True) -> DeviceInfo:
+        with step(f"dm suspend {name}"):
+            flags = Flag.SUSPEND | _quiesce_flags(flush, lock_fs)
+            return self._call(Request.SUSPEND, "suspend", name, flags=flags)[0].info()
+
+    def resume(self, name: str, *, flush: bool = True, lock_fs: bool = True) -> DeviceInfo:
+        with step(f"dm resume {name}"):
+            flags = _quiesce_flags(flush, lock_fs)
+            return self._call(Request.SUSPEND, "resume", name, flags=flags, event=self._event)[0].info()
+
+    def message(self, name: str, text: str, sector: int = 0) -> str:
+        payload = dmabi.pack_message(text, sector)
+        with step(f"dm message {name} {text}"):
+            header, buffer = self._call(Request.MESSAGE, f"message {text!r} to", name, payload=payload)
+        return dmabi.unpack_answer(buffer, header)
+
+    def status(self, name: str, *, flush: bool = False) -> list[Target]:
+        header, buffer = self._call(Request.TABLE_STATUS, "status", name, flags=0 if flush else Flag.NO_FLUSH)
+        return list(dmabi.unpack_targets(buffer, header))
+
+    def table(self, name: str) -> list[Target]:
+        flags = Flag.STATUS_TABLE | Flag.NO_FLUSH
+        header, buffer = self._call(Request.TABLE_STATUS, "table", name, flags=flags)
+        return list(dmabi.unpack_targets(buffer, header))
+
+    def info(self, name: str) -> DeviceInfo:
+        return self._call(Request.STATUS, "info", name)[0].info()
+
+    def devices(self) -> list[DeviceName]:
+        header, buffer = self._call(Request.LIST_DEVICES, "list devices")
+        return list(dmabi.unpack_devices(buffer, header))
+
+    def rename(self, name: str, new_name: str) -> None:
+        with step(f"dm rename {name} {new_name}"):
+            payload = os.fsencode(new_name) + b"\0"
+            self._call(Request.RENAME, "rename", name, payload=payload, event=self._event)
+
+    def remove(self, name: str, *, deferred: bool = False) -> bool:
+        flags = Flag.DEFERRED_REMOVE if deferred else 0
+        with step(f"dm remove {name}"):
+            header, _ = self._call(Request.REMOVE, "remove", name, flags=flags, event=self._event)
+        return not header.flags & Flag.DEFERRED_REMOVE
+
+    def cancel_deferred_remove(self, name: str) -> None:
+        self.message(name, "@cancel_deferred_remove")
+
+    def wait(self, name: str, event_number: int, timeout: float) -> int:
+        """As the interface says; polls the control node, so that a signal or another thread is never held up."""
+        deadline = time.monotonic() + timeout
+        with EventPoll() as events:
+            while True:
+                events.arm()
+                if (now := self.info(name).event_number) != event_number:
+                    return now
+                if (left := deadline - time.monotonic()) <= 0 or not events.poll(left):
+                    raise TimeLimit(f"no event of the device {name} within {timeout:g} s")
+
+    def _call(
+        self,
+        request: Request,
+        doing: str,
+        name: str = "",
+        *,
+        uuid: str = "",
+        flags: int = 0,
+        event: int = 0,
+        payload: bytes = b"",
+        target_count: int = 0,
+    ) -> tuple[Header, bytearray]:
+        raw_name = os.fsencode(name)
+        if len(raw_name) > dmabi.NAME_LIMIT:
+            raise InvalidValue(f"the device name {name!r} is longer than {dmabi.NAME_LIMIT} bytes")
+        size = max(_BUFFER, dmabi.HEADER_SIZE + len(payload))
+        while True:
+            asked = Header(size, raw_name, uuid.encode(), flags, event, target_count)
+            buffer = bytearray(asked.pack() + payload)
+            buffer += bytes(size - len(buffer))
+            self._ioctl(request, buffer, doing, name)
+            header = Header.unpack(buffer)
+            if not header.flags & Flag.BUFFER_FULL:
+                return header, buffer
+            size *= 4
+            if size > _LARGEST_REPLY:
+                raise Unavailable(f"device-mapper: {doing} {name}: the answer is larger than {_LARGEST_REPLY} bytes")
+
+    def _ioctl(self, request: Request, buffer: bytearray, doing: str, name: str) -> None:
+        try:
+            result = fcntl.ioctl(self._fd, request.code, buffer, True)
+        except OSError as error:
+            raise translate(error.errno or 0, doing, name) from None
+        if result:
+            # A message to a device without a live table returns a positive number and does nothing.
+            raise translate(errno.ENXIO, doing, name)
+
+
+class EventPoll:
+    """A descriptor that becomes readable at the next event of any mapped device (DM_DEV_ARM_POLL, 4.37).
+
+    Arm it before reading the state to be watched, then poll: no event between the two is lost.
+    """
+
+    def __init__(self) -> None:
+        self._control = IoctlDeviceMapper()
+
+    def fileno(self) -> int:
+        return self._control._fd
+
+    def arm(self) -> None:
+        """Forget earlier events."""
+        self._control._call(Request.ARM_POLL, "arm poll")
+
+    def poll(self, timeout: float) -> bool:
+        """Whether an event came within `timeout` seconds."""
+        poller = select.poll()
+        poller.register(self.fileno(), select.POLLIN)
+        return bool(poller.poll(timeout * 1000))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._control.close()
+
+
+def require_thin_pool(dm: IoctlDeviceMapper) -> None:
+    """Raise Unavailable unless the kernel has the thin-pool target."""
+    if "thin-pool" not in dm.target_versions():
+        raise Unavailable("this kernel has no thin-pool target", hint=NO_DEVICE_MAPPER)
+
+
+def _quiesce_flags(flush: bool, lock_fs: bool) -> int:
+    return (0 if flush else Flag.NO_FLUSH) | (0 if lock_fs else Flag.SKIP_LOCK_FS)

@@ -1,0 +1,177 @@
+"""Device-mapper by dmsetup(8): slow, but a line in the log that an administrator can read and repeat."""
+
+import errno
+import os
+import re
+from collections.abc import Sequence
+
+from dmthin.errors import DmthinError, KernelError, NotFound, TimeLimit, ToolFailed
+from dmthin.failpoint import step
+from dmthin.kernel import process
+from dmthin.kernel.devicemapper import DeviceInfo, DeviceName, Target, Version
+from dmthin.kernel.dmerrors import translate
+
+_ERRNO_OF_TEXT = {os.strerror(number): number for number in errno.errorcode}
+_IOCTL_FAILED = re.compile(r"ioctl\b.*?failed: (?P<reason>[A-Z][^:]*?)(?= Command failed|$)")
+_NOT_FOUND = re.compile(r"Device (does not exist|\S+ not found)|No such device or address")
+
+
+class Dmsetup:
+    """dmsetup processes; implements `DeviceMapper`.
+
+    Where udevd runs, dmsetup waits for it and /dev/mapper has the usual links. Where it does not, set
+    DM_DISABLE_UDEV=1 as for any other use of dmsetup; the environment's value is passed on.
+    """
+
+    def version(self) -> Version:
+        text = self._run("version", "", "version")
+        match = re.search(r"Driver version:\s*(\d+)\.(\d+)\.(\d+)", text)
+        if match is None:
+            raise translate(errno.ENODEV, "version", "")
+        return Version(*map(int, match.groups()))
+
+    def target_versions(self) -> dict[str, Version]:
+        found = re.findall(r"^(\S+)\s+v(\d+)\.(\d+)\.(\d+)$", self._run("list targets", "", "targets"), re.MULTILINE)
+        return {name: Version(int(major), int(minor), int(patch)) for name, major, minor, patch in found}
+
+    def create(
+        self, name: str, uuid: str = "", table: Sequence[Target] = (), *, read_only: bool = False
+    ) -> DeviceInfo:
+        with step(f"dm create {name}"):
+            self._run("create", name, *create_arguments(name, uuid, table, read_only=read_only))
+        return self.info(name)
+
+    def load(self, name: str, table: Sequence[Target], *, read_only: bool = False) -> DeviceInfo:
+        with step(f"dm load {name}"):
+            self._run("load", name, *load_arguments(name, table, read_only=read_only))
+        return self.info(name)
+
+    def clear(self, name: str) -> DeviceInfo:
+        with step(f"dm clear {name}"):
+            self._run("clear", name, "clear", name)
+        return self.info(name)
+
+    def suspend(self, name: str, *, flush: bool = True, lock_fs: bool = True) -> DeviceInfo:
+        with step(f"dm suspend {name}"):
+            self._run("suspend", name, "suspend", name, *_quiesce_options(flush, lock_fs))
+        return self.info(name)
+
+    def resume(self, name: str, *, flush: bool = True, lock_fs: bool = True) -> DeviceInfo:
+        with step(f"dm resume {name}"):
+            self._run("resume", name, "resume", name, *_quiesce_options(flush, lock_fs))
+        return self.info(name)
+
+    def message(self, name: str, text: str, sector: int = 0) -> str:
+        with step(f"dm message {name} {text}"):
+            return self._run(f"message {text!r} to", name, "message", name, str(sector), *text.split()).strip()
+
+    def status(self, name: str, *, flush: bool = False) -> list[Target]:
+        options = [] if flush else ["--noflush"]
+        return _parse_targets(self._run("status", name, "status", *options, name))
+
+    def table(self, name: str) -> list[Target]:
+        return _parse_targets(self._run("table", name, "table", "--noflush", name))
+
+    def info(self, name: str) -> DeviceInfo:
+        return _parse_info(self._run("info", name, "info", name))
+
+    def devices(self) -> list[DeviceName]:
+        found = re.findall(r"^(\S+)\s+\((\d+)[:, ]+(\d+)\)$", self._run("list devices", "", "ls"), re.MULTILINE)
+        return [DeviceName(name, os.makedev(int(major), int(minor))) for name, major, minor in found]
+
+    def rename(self, name: str, new_name: str) -> None:
+        with step(f"dm rename {name} {new_name}"):
+            self._run("rename", name, "rename", name, new_name)
+
+    def remove(self, name: str, *, deferred: bool = False) -> bool:
+        with step(f"dm remove {name}"):
+            self._run("remove", name, "remove", *(["--deferred"] if deferred else []), name)
+        if not deferred:
+            return True
+        try:
+            self.info(name)
+        except NotFound:
+            return True
+        return False
+
+    def cancel_deferred_remove(self, name: str) -> None:
+        self.message(name, "@cancel_deferred_remove")
+
+    def wait(self, name: str, event_number: int, timeout: float) -> int:
+        try:
+            self._run("wait for", name, "wait", "--noflush", name, str(event_number), timeout=timeout)
+        except TimeLimit:
+            raise TimeLimit(f"no event of the device {name} within {timeout:g} s") from None
+        return self.info(name).event_number
+
+    def _run(self, doing: str, name: str, *arguments: str, stdin: str | None = None, timeout: float = 60) -> str:
+        try:
+            return process.run("dmsetup", *arguments, stdin=stdin, timeout=timeout).stdout
+        except ToolFailed as failure:
+            raise _translate(doing, name, failure) from None
+
+
+def create_arguments(name: str, uuid: str, table: Sequence[Target], *, read_only: bool = False) -> list[str]:
+    """The words behind `dmsetup` that make a device: also what a dry run shows."""
+    identity = ["--uuid", uuid] if uuid else []
+    mode = ["--readonly"] if read_only else []
+    return ["create", name, *identity, *mode, *(["--table", _text(table)] if table else ["--notable"])]
+
+
+def load_arguments(name: str, table: Sequence[Target], *, read_only: bool = False) -> list[str]:
+    """The words behind `dmsetup` that load a table."""
+    return ["load", name, *(["--readonly"] if read_only else []), "--table", _text(table)]
+
+
+def _text(table: Sequence[Target]) -> str:
+    return "\n".join(map(str, table))
+
+
+def _translate(doing: str, name: str, failure: ToolFailed) -> DmthinError:
+    """The reason from dmsetup's words: it gives the text of the errno, never the number."""
+    words = failure.message
+    if match := _IOCTL_FAILED.search(words):
+        number = _ERRNO_OF_TEXT.get(match["reason"].strip(), 0)
+        return translate(number, doing, name)
+    if _NOT_FOUND.search(words):
+        return translate(errno.ENXIO, doing, name)
+    if "already exists" in words:
+        return translate(errno.EBUSY, "create", name)
+    if "open failed: No such device" in words or "open failed: No such file" in words:
+        return translate(errno.ENODEV, doing, name)
+    if "Permission denied" in words or "Operation not permitted" in words:
+        return translate(errno.EACCES, doing, name)
+    return KernelError(words)
+
+
+def _parse_targets(text: str) -> list[Target]:
+    targets = []
+    for line in text.splitlines():
+        fields = line.split(" ", 3)
+        if len(fields) >= 3 and fields[0].isdigit():
+            text_part = fields[3] if len(fields) > 3 else ""
+            targets.append(Target(int(fields[0]), int(fields[1]), fields[2], text_part))
+    return targets
+
+
+def _parse_info(text: str) -> DeviceInfo:
+    fields = dict(re.findall(r"^([^:\n]+):\s*(.*)$", text, re.MULTILINE))
+    major, minor = (int(part) for part in fields["Major, minor"].split(","))
+    state, tables = fields["State"], fields["Tables present"]
+    return DeviceInfo(
+        name=fields["Name"],
+        uuid=fields.get("UUID", ""),
+        dev=os.makedev(major, minor),
+        open_count=int(fields["Open count"]),
+        event_number=int(fields["Event number"]),
+        target_count=int(fields["Number of targets"]),
+        suspended="SUSPENDED" in state,
+        read_only="READ-ONLY" in state,
+        live_table="LIVE" in tables,
+        inactive_table="INACTIVE" in tables,
+        deferred_remove="DEFERRED REMOVE" in state,
+    )
+
+
+def _quiesce_options(flush: bool, lock_fs: bool) -> list[str]:
+    return ([] if flush else ["--noflush"]) + ([] if lock_fs else ["--nolockfs"])

@@ -1,0 +1,248 @@
+"""Loop devices by ioctl: linux/loop.h and drivers/block/loop.c.
+
+A loop is known by the device and inode number of its file, never by name: the kernel cuts the name at 63 bytes, and a
+file may be renamed. Autoclear stays off, so a loop outlives the process that made it; a pool's loops go when the pool
+is taken down.
+"""
+
+import errno
+import fcntl
+import os
+import struct
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from dmthin.errors import DmthinError, KernelError, NotFound, NotPermitted, TimeLimit, Unavailable
+from dmthin.failpoint import step
+
+_CONTROL = "/dev/loop-control"
+_CTL_GET_FREE = 0x4C82
+_SET_FD = 0x4C00
+_CLR_FD = 0x4C01
+_SET_STATUS64 = 0x4C04
+_GET_STATUS64 = 0x4C05
+_SET_CAPACITY = 0x4C07
+_SET_DIRECT_IO = 0x4C08
+_CONFIGURE = 0x4C0A
+
+_FLAG_READ_ONLY = 1
+_FLAG_DIRECT_IO = 16
+
+_INFO = struct.Struct("=QQQQQIIII64s64s32s2Q")
+"""struct loop_info64: device, inode, rdevice, offset, sizelimit, number, encrypt type and key size, flags, ..."""
+_CONFIG = struct.Struct(f"=II{_INFO.size}s64x")
+_ATTEMPTS = 64
+_DETACH_SECONDS = 5.0
+
+assert _INFO.size == 232
+assert _CONFIG.size == 304
+
+
+@dataclass(frozen=True, slots=True)
+class LoopDevice:
+    """A bound loop device. `backing_dev` and `backing_inode` identify its file."""
+
+    index: int
+    backing_dev: int
+    backing_inode: int
+
+    @property
+    def node(self) -> str:
+        return f"/dev/loop{self.index}"
+
+    @property
+    def backing_file(self) -> str:
+        """The file's name now, as the kernel knows it; empty if the loop is gone."""
+        return _attribute(self.index, "loop/backing_file") or ""
+
+    @property
+    def direct_io(self) -> bool:
+        """Whether the loop bypasses the page cache; not every file system allows it."""
+        return _attribute(self.index, "loop/dio") == "1"
+
+    def refresh_size(self) -> None:
+        """Take over the size of a file that has grown (LOOP_SET_CAPACITY)."""
+        with step(f"loop refresh {self.node}"), _open(self.index) as fd:
+            _ioctl(fd, _SET_CAPACITY, f"refresh the size of {self.node}")
+
+    def detach(self) -> None:
+        """Unbind the loop and wait until it is unbound.
+
+        While someone has it open, LOOP_CLR_FD succeeds and merely promises to unbind at the last close. Raises
+        TimeLimit after 5 seconds of that. A loop that is gone already is fine.
+        """
+        with step(f"loop detach {self.node}"):
+            with _open(self.index) as fd:
+                if _backing(fd) != (self.backing_dev, self.backing_inode):
+                    return
+                _ioctl(fd, _CLR_FD, f"detach {self.node}", ignore=(errno.ENXIO,))
+            deadline = time.monotonic() + _DETACH_SECONDS
+            while _attribute(self.index, "loop/backing_file") is not None:
+                if time.monotonic() > deadline:
+                    raise TimeLimit(f"{self.node} is still open somewhere", hint=f"see: fuser -v {self.node}")
+                time.sleep(0.002)
+
+
+def find(path: Path) -> LoopDevice | None:
+    """The loop that is bound to this very file, None where there is none. The lowest number, should there be two."""
+    try:
+        wanted = path.stat()
+    except FileNotFoundError:
+        return None
+    for index in bound():
+        try:
+            with _open(index) as fd:
+                identity = _backing(fd)
+        except (NotFound, Unavailable):
+            continue
+        if identity == (wanted.st_dev, wanted.st_ino):
+            return LoopDevice(index, *identity)
+    return None
+
+
+def attach(path: Path, *, read_only: bool = False, direct_io: bool = True) -> LoopDevice:
+    """Bind a free loop to a file. Direct I/O is taken where the file system has it (`LoopDevice.direct_io` tells).
+
+    The number that LOOP_CTL_GET_FREE names is a hint: another process may be faster, so EBUSY asks again.
+    """
+    flags = os.O_CLOEXEC | (os.O_RDONLY if read_only else os.O_RDWR)
+    try:
+        file = os.open(path, flags)
+    except OSError as error:
+        raise KernelError(f"{path}: {os.strerror(error.errno or 0)}", errno=error.errno or 0) from None
+    try:
+        with step(f"loop attach {path}"):
+            return _attach(file, path, read_only=read_only, direct_io=direct_io)
+    finally:
+        os.close(file)
+
+
+def _attach(file: int, path: Path, *, read_only: bool, direct_io: bool) -> LoopDevice:
+    identity = os.fstat(file)
+    for _ in range(_ATTEMPTS):
+        index = _free_index()
+        with _open(index) as fd:
+            if _configure(fd, file, str(path.absolute()), read_only=read_only, direct_io=direct_io):
+                return LoopDevice(index, identity.st_dev, identity.st_ino)
+    raise Unavailable(f"no free loop device for {path}", hint="see: losetup --list")
+
+
+def _configure(fd: int, file: int, name: str, *, read_only: bool, direct_io: bool) -> bool:
+    """Bind by one ioctl (5.8) or by the older pair. False: another process took this loop first."""
+    flags = (_FLAG_READ_ONLY if read_only else 0) | (_FLAG_DIRECT_IO if direct_io else 0)
+    try:
+        fcntl.ioctl(fd, _CONFIGURE, _CONFIG.pack(file, 0, _pack_info(flags, name)))
+    except OSError as error:
+        if error.errno == errno.EBUSY:
+            return False
+        if error.errno in (errno.EINVAL, errno.ENOTTY, errno.ENOSYS):
+            return _configure_by_pair(fd, file, name, direct_io=direct_io)
+        raise _failure(error, f"bind a loop to {name}") from None
+    return True
+
+
+def _configure_by_pair(fd: int, file: int, name: str, *, direct_io: bool) -> bool:
+    try:
+        fcntl.ioctl(fd, _SET_FD, file)
+    except OSError as error:
+        if error.errno == errno.EBUSY:
+            return False
+        raise _failure(error, f"bind a loop to {name}") from None
+    try:
+        fcntl.ioctl(fd, _SET_STATUS64, _pack_info(0, name))
+    except OSError as error:
+        fcntl.ioctl(fd, _CLR_FD, 0)
+        raise _failure(error, f"name the loop of {name}") from None
+    if direct_io:
+        # EINVAL: the file system has no direct I/O, and the page cache will do.
+        _ioctl(fd, _SET_DIRECT_IO, f"direct I/O for {name}", argument=1, ignore=(errno.EINVAL,))
+    return True
+
+
+def _pack_info(flags: int, name: str) -> bytes:
+    return _INFO.pack(0, 0, 0, 0, 0, 0, 0, 0, flags, os.fsencode(name)[:63], b"", b"", 0, 0)
+
+
+def _backing(fd: int) -> tuple[int, int] | None:
+    """The device and inode number of the bound file; None for a loop that is not bound.
+
+    GET_STATUS64 gives the device as huge_encode_dev does, the form of `st_dev` too.
+    """
+    try:
+        info = fcntl.ioctl(fd, _GET_STATUS64, bytes(_INFO.size))
+    except OSError as error:
+        if error.errno == errno.ENXIO:
+            return None
+        raise _failure(error, "ask a loop for its file") from None
+    device, inode, *_ = _INFO.unpack(info)
+    return device, inode
+
+
+def _free_index() -> int:
+    try:
+        control = os.open(_CONTROL, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise Unavailable("this kernel has no loop devices", hint="load them with: modprobe loop") from None
+    except PermissionError:
+        raise NotPermitted("loop devices need root", hint="run this as root") from None
+    try:
+        return fcntl.ioctl(control, _CTL_GET_FREE)
+    except OSError as error:
+        raise _failure(error, "find a free loop device") from None
+    finally:
+        os.close(control)
+
+
+@contextmanager
+def _open(index: int) -> Iterator[int]:
+    node = f"/dev/loop{index}"
+    try:
+        # A node may be missing in a container that has a /dev of its own; the number is known, so make it.
+        if not Path(node).exists():
+            os.mknod(node, 0o60660, os.makedev(7, index))
+        fd = os.open(node, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise NotFound(f"there is no {node}") from None
+    except OSError as error:
+        if error.errno == errno.EACCES and _attribute(index, "ro") == "1":
+            fd = os.open(node, os.O_RDONLY | os.O_CLOEXEC)
+        else:
+            raise _failure(error, f"open {node}") from None
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def bound() -> list[int]:
+    names = (path.name.removeprefix("loop") for path in Path("/sys/block").glob("loop*"))
+    indexes = sorted(int(name) for name in names if name.isdigit())
+    return [index for index in indexes if _attribute(index, "loop/backing_file") is not None]
+
+
+def _attribute(index: int, name: str) -> str | None:
+    try:
+        return Path(f"/sys/block/loop{index}/{name}").read_text().rstrip("\n")
+    except OSError:
+        return None
+
+
+def _ioctl(fd: int, request: int, doing: str, *, argument: int = 0, ignore: tuple[int, ...] = ()) -> None:
+    try:
+        fcntl.ioctl(fd, request, argument)
+    except OSError as error:
+        if error.errno not in ignore:
+            raise _failure(error, doing) from None
+
+
+def _failure(error: OSError, doing: str) -> DmthinError:
+    number = error.errno or 0
+    match number:
+        case errno.ENXIO | errno.ENODEV:
+            return NotFound(f"cannot {doing}: there is no such loop device")
+        case errno.EPERM | errno.EACCES:
+            return NotPermitted(f"cannot {doing}: not permitted", hint="run this as root")
+    return KernelError(f"cannot {doing}: {os.strerror(number)}", errno=number)

@@ -1,0 +1,177 @@
+"""Mounts by system call and the mount table of this namespace, mount(2), umount2(2), proc_pid_mountinfo(5)."""
+
+import ctypes
+import errno
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from dmthin.errors import DmthinError, InUse, InvalidValue, KernelError, NotFound, NotPermitted
+from dmthin.failpoint import step
+
+_MS = {"ro": 0x1, "nosuid": 0x2, "nodev": 0x4, "noexec": 0x8, "sync": 0x10, "dirsync": 0x80, "noatime": 0x400,
+       "nodiratime": 0x800, "relatime": 0x200000, "strictatime": 0x1000000, "lazytime": 0x2000000}  # fmt: skip
+_CLEARED = {"rw": 0x1, "suid": 0x2, "dev": 0x4, "exec": 0x8, "async": 0x10, "atime": 0x400, "diratime": 0x800}
+_MS_BIND = 0x1000
+_MS_SHARED = 1 << 20
+_MNT_DETACH = 2
+_UMOUNT_NOFOLLOW = 8
+_OCTAL = re.compile(r"\\([0-7]{3})")
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mount.argtypes = (ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p)
+_libc.umount2.argtypes = (ctypes.c_char_p, ctypes.c_int)
+
+
+@dataclass(frozen=True, slots=True)
+class Mount:
+    """One line of a mountinfo file. `dev` is an `os.makedev` number; `root` is the mounted part of the file system."""
+
+    mount_id: int
+    parent_id: int
+    dev: int
+    root: str
+    target: str
+    options: str
+    shared: bool
+    fs_type: str
+    source: str
+
+
+def table(process: int | str = "self") -> list[Mount]:
+    """The mounts that a process sees, in the order in which they were made; empty if the process is gone."""
+    try:
+        text = Path(f"/proc/{process}/mountinfo").read_text(errors="surrogateescape")
+    except OSError:
+        return []
+    return [_parse(line) for line in text.splitlines()]
+
+
+def of_device(dev: int, process: int | str = "self") -> list[Mount]:
+    """The mounts of one file system, newest last."""
+    wanted = f" {os.major(dev)}:{os.minor(dev)} "
+    try:
+        text = Path(f"/proc/{process}/mountinfo").read_text(errors="surrogateescape")
+    except OSError:
+        return []
+    return [_parse(line) for line in text.splitlines() if wanted in line[:48]]
+
+
+def under(folder: Path) -> list[Mount]:
+    """The mounts at or below a folder, innermost and newest first, so that they can be unmounted in this order."""
+    inside = f"{folder}/"
+    return [mount for mount in reversed(table()) if mount.target == str(folder) or mount.target.startswith(inside)]
+
+
+def mount(source: str, target: Path, fs_type: str, options: str = "") -> None:
+    """Mount a file system. `options` are those of mount(8), comma-separated; what is no flag goes to the file system.
+
+    Raises KernelError: EBUSY where the target is a mount of the same device, EINVAL for a bad superblock or option.
+    """
+    flags, data = split_options(options)
+    with step(f"mount {target}"):
+        _mount(source, target, fs_type, flags, data)
+
+
+def split_options(options: str) -> tuple[int, str]:
+    """The flags of mount(2) and the rest, which is the file system's own data string."""
+    flags, data = 0, []
+    for option in filter(None, options.split(",")):
+        if option in _MS:
+            flags |= _MS[option]
+        elif option in _CLEARED:
+            flags &= ~_CLEARED[option]
+        elif option != "defaults":
+            data.append(option)
+    return flags, ",".join(data)
+
+
+def unmount(target: Path, *, lazy: bool = False) -> None:
+    """Unmount the newest mount at `target`; `lazy` detaches it now and ends it with its last user.
+
+    Raises InUse (EBUSY), NotFound (nothing is mounted there).
+    """
+    with step(f"unmount {target}"):
+        flags = _UMOUNT_NOFOLLOW | (_MNT_DETACH if lazy else 0)
+        if _libc.umount2(os.fsencode(target), flags):
+            raise _failure(ctypes.get_errno(), f"unmount {target}")
+
+
+def ensure_shared(folder: Path) -> None:
+    """Make mounts below `folder` reach the namespaces of daemons beside us, as systemd does for the whole host.
+
+    Where the mount that holds the folder is private, the folder becomes a shared mount of its own.
+    """
+    if not (holder := _holder(folder)) or holder.shared:
+        return
+    if holder.target != str(folder):
+        with step(f"mount {folder}"):
+            _mount(str(folder), folder, "", _MS_BIND, "")
+    _mount("none", folder, "", _MS_SHARED, "")
+
+
+def is_mounted(target: Path) -> bool:
+    """Whether something is mounted at exactly this place."""
+    return any(mount.target == str(target) for mount in table())
+
+
+def _holder(folder: Path) -> Mount | None:
+    """The mount in which a folder lies: the longest target above it, the newest of equals."""
+    best: Mount | None = None
+    for entry in table():
+        inside = entry.target == "/" or str(folder) == entry.target or str(folder).startswith(f"{entry.target}/")
+        if inside and (best is None or len(entry.target) >= len(best.target)):
+            best = entry
+    return best
+
+
+def _mount(source: str, target: Path, fs_type: str, flags: int, data: str) -> None:
+    arguments = (os.fsencode(source), os.fsencode(target), fs_type.encode(), flags, os.fsencode(data))
+    if _libc.mount(*arguments):
+        raise _failure(ctypes.get_errno(), f"mount {source} on {target}")
+
+
+def _failure(number: int, doing: str) -> DmthinError:
+    match number:
+        case errno.EBUSY:
+            return InUse(f"cannot {doing}: busy")
+        case errno.EPERM | errno.EACCES:
+            return NotPermitted(f"cannot {doing}: not permitted", hint="run this as root")
+        case errno.ENOENT:
+            return NotFound(f"cannot {doing}: no such file or folder")
+        case errno.EINVAL if doing.startswith("unmount"):
+            return NotFound(f"cannot {doing}: nothing is mounted there")
+        case errno.EINVAL:
+            return InvalidValue(
+                f"cannot {doing}: a bad option or superblock", hint="check dm.mountopt; the kernel log says more: dmesg"
+            )
+    return KernelError(f"cannot {doing}: {os.strerror(number)}", errno=number)
+
+
+def _parse(line: str) -> Mount:
+    before, _, after = line.partition(" - ")
+    mount_id, parent_id, number, root, target, options, *optional = before.split(" ")
+    fs_type, source, *_ = after.split(" ")
+    major, minor = number.split(":")
+    return Mount(
+        mount_id=int(mount_id),
+        parent_id=int(parent_id),
+        dev=os.makedev(int(major), int(minor)),
+        root=_unescape(root),
+        target=_unescape(target),
+        options=options,
+        shared=any(field.startswith("shared:") for field in optional),
+        fs_type=fs_type,
+        source=_unescape(source),
+    )
+
+
+def _unescape(text: str) -> str:
+    return _OCTAL.sub(lambda match: chr(int(match[1], 8)), text)
+
+
+def targets(mounts: list[Mount]) -> Iterator[str]:
+    """The places of some mounts."""
+    return (entry.target for entry in mounts)

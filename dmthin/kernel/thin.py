@@ -1,0 +1,159 @@
+"""Tables and status lines of the thin-pool and thin targets.
+
+Source: Documentation/admin-guide/device-mapper/thin-provisioning.rst and drivers/md/dm-thin.c. A table counts in
+sectors, here everything is bytes.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from dmthin.errors import KernelError
+from dmthin.kernel.devicemapper import Target
+from dmthin.units import KIB, METADATA_BLOCK, MIB, SECTOR
+
+MIN_BLOCK_SIZE = 64 * KIB
+MAX_BLOCK_SIZE = 1024 * MIB
+MAX_DEVICE_ID = (1 << 24) - 1
+MAX_METADATA_SIZE = 255 * 16320 * METADATA_BLOCK
+"""Bytes of metadata that the kernel can use: 255 bitmaps of 16320 blocks, 15.9 GiB."""
+
+_COMMIT_RESERVE = 4096
+"""Metadata blocks that the kernel keeps for its own commits, at most a tenth of the device (THIN_METADATA reserve)."""
+
+
+class PoolMode(StrEnum):
+    """What a pool can do now."""
+
+    READ_WRITE = "rw"
+    READ_ONLY = "ro"
+    OUT_OF_DATA_SPACE = "out_of_data_space"
+    FAIL = "fail"
+
+
+class PoolFeature(StrEnum):
+    """Optional words of a thin-pool table."""
+
+    SKIP_BLOCK_ZEROING = "skip_block_zeroing"
+    IGNORE_DISCARD = "ignore_discard"
+    NO_DISCARD_PASSDOWN = "no_discard_passdown"
+    READ_ONLY = "read_only"
+    ERROR_IF_NO_SPACE = "error_if_no_space"
+
+
+@dataclass(frozen=True, slots=True)
+class PoolTable:
+    """The one line of a thin-pool table. Sizes in bytes, `low_water` in data blocks, devices as `major:minor`."""
+
+    size: int
+    metadata_device: str
+    data_device: str
+    block_size: int
+    low_water: int
+    features: tuple[str, ...] = (PoolFeature.SKIP_BLOCK_ZEROING,)
+
+    def target(self) -> Target:
+        text = f"{self.metadata_device} {self.data_device} {self.block_size // SECTOR} {self.low_water}"
+        if self.features:
+            text += f" {len(self.features)} {' '.join(self.features)}"
+        return Target(0, self.size // SECTOR, "thin-pool", text)
+
+    @classmethod
+    def parse(cls, table: Sequence[Target]) -> "PoolTable":
+        target = _only(table, "thin-pool")
+        metadata, data, block, low_water, *rest = target.text.split()
+        features = tuple(rest[1 : 1 + int(rest[0])]) if rest else ()
+        return cls(target.length * SECTOR, metadata, data, int(block) * SECTOR, int(low_water), features)
+
+
+@dataclass(frozen=True, slots=True)
+class ThinTable:
+    """The one line of a thin volume's table; `size` in bytes."""
+
+    size: int
+    pool_device: str
+    device_id: int
+
+    def target(self) -> Target:
+        return Target(0, self.size // SECTOR, "thin", f"{self.pool_device} {self.device_id}")
+
+    @classmethod
+    def parse(cls, table: Sequence[Target]) -> "ThinTable":
+        target = _only(table, "thin")
+        pool, device_id, *_ = target.text.split()
+        return cls(target.length * SECTOR, pool, int(device_id))
+
+
+@dataclass(frozen=True, slots=True)
+class PoolStatus:
+    """Every field of a thin-pool's status line; a pool in mode `fail` tells nothing but that.
+
+    Metadata counts are the kernel's own, commit reserve included: `metadata_reserve` says how much of them that is.
+    """
+
+    mode: PoolMode
+    transaction_id: int = 0
+    metadata_used_blocks: int = 0
+    metadata_total_blocks: int = 0
+    data_used_blocks: int = 0
+    data_total_blocks: int = 0
+    held_metadata_root: int | None = None
+    discard: str = ""
+    no_space_policy: str = ""
+    needs_check: bool = False
+    metadata_low_water_blocks: int = 0
+
+    @property
+    def metadata_reserve_blocks(self) -> int:
+        """Blocks that look used in an empty pool: min(4096, a tenth), but never more than are reported."""
+        return min(_COMMIT_RESERVE, self.metadata_total_blocks // 10, self.metadata_used_blocks)
+
+    @property
+    def metadata_net_used_blocks(self) -> int:
+        """Metadata blocks that hold something."""
+        return self.metadata_used_blocks - self.metadata_reserve_blocks
+
+    @classmethod
+    def parse(cls, status: Sequence[Target]) -> "PoolStatus":
+        fields = _only(status, "thin-pool").text.split()
+        if fields in (["Fail"], ["Error"]):
+            return cls(PoolMode.FAIL)
+        metadata_used, metadata_total = (int(part) for part in fields[1].split("/"))
+        data_used, data_total = (int(part) for part in fields[2].split("/"))
+        return cls(
+            mode=PoolMode(fields[4]),
+            transaction_id=int(fields[0]),
+            metadata_used_blocks=metadata_used,
+            metadata_total_blocks=metadata_total,
+            data_used_blocks=data_used,
+            data_total_blocks=data_total,
+            held_metadata_root=None if fields[3] == "-" else int(fields[3]),
+            discard=fields[5],
+            no_space_policy=fields[6],
+            needs_check=fields[7] == "needs_check",
+            metadata_low_water_blocks=int(fields[8]) if len(fields) > 8 else 0,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ThinStatus:
+    """A thin volume's status in bytes; None where the pool cannot tell (it failed, or has no live table)."""
+
+    mapped: int | None
+    highest_mapped: int | None
+
+    @classmethod
+    def parse(cls, status: Sequence[Target]) -> "ThinStatus":
+        fields = _only(status, "thin").text.split()
+        if len(fields) != 2:
+            return cls(None, None)
+        # The kernel names the highest mapped sector; its end is what a person wants.
+        highest = 0 if fields[1] == "-" else (int(fields[1]) + 1) * SECTOR
+        return cls(int(fields[0]) * SECTOR, highest)
+
+
+def _only(targets: Sequence[Target], kind: str) -> Target:
+    if len(targets) != 1 or targets[0].type != kind:
+        found = ", ".join(target.type for target in targets) or "no table"
+        raise KernelError(f"a device that should be one {kind} target is: {found}")
+    return targets[0]

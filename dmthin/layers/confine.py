@@ -1,0 +1,264 @@
+"""A tree from which no path leads out, and the open directories in it.
+
+Parents are resolved by openat2(2), with RESOLVE_IN_ROOT: a symbolic link among them is followed inside the root, as
+after chroot, and `..` stops there. Everything else happens relative to the descriptor of a parent and follows no link.
+"""
+
+import ctypes
+import errno
+import os
+import stat
+from collections.abc import Iterator
+
+_OPENAT2 = 437  # the same on every architecture but alpha
+_RESOLVE_NO_XDEV, _RESOLVE_NO_MAGICLINKS, _RESOLVE_IN_ROOT = 0x01, 0x02, 0x10
+_AT_SYMLINK_NOFOLLOW = 0x100
+_RETRIES = 16
+_CACHED = 64
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+_ODD = frozenset((b"", b".", b".."))
+
+MAX_PATH = 4095
+"""Bytes of a path that the kernel takes (PATH_MAX without its NUL), so no tree is deeper than 2048."""
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.syscall.restype = ctypes.c_long
+
+
+class _OpenHow(ctypes.Structure):
+    """struct open_how of linux/openat2.h."""
+
+    _fields_ = (("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64))
+
+
+_HOW = _OpenHow(_DIRECTORY, 0, _RESOLVE_IN_ROOT | _RESOLVE_NO_MAGICLINKS | _RESOLVE_NO_XDEV)
+
+
+def open_below(root_fd: int, path: bytes) -> int:
+    """A descriptor of the directory at `path` below `root_fd`; raises OSError.
+
+    EAGAIN means that something was renamed meanwhile (openat2(2)), and is tried again. ENOSYS: Linux before 5.6.
+    """
+    for _ in range(_RETRIES):
+        fd: int = _libc.syscall(
+            ctypes.c_long(_OPENAT2),
+            ctypes.c_int(root_fd),
+            ctypes.c_char_p(path or b"."),
+            ctypes.byref(_HOW),
+            ctypes.c_size_t(ctypes.sizeof(_HOW)),
+        )
+        if fd >= 0:
+            return fd
+        number = ctypes.get_errno()
+        if number not in (errno.EAGAIN, errno.EINTR):
+            break
+    raise OSError(number, os.strerror(number), path)
+
+
+def chmod_node(parent_fd: int, name: bytes, mode: int) -> None:
+    """Set the mode of a device or fifo without opening or following it; Python 3.11 has no such call."""
+    if _libc.fchmodat(parent_fd, name, mode, _AT_SYMLINK_NOFOLLOW):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), name)
+
+
+def split(path: bytes) -> tuple[bytes, bytes]:
+    """The parent and the last component of a name, cleaned as Docker does: from the root, `..` by letter, clamped.
+
+    The root itself is (b"", b"").
+    """
+    parts = path.split(b"/")
+    if not _ODD.isdisjoint(parts):
+        kept: list[bytes] = []
+        for part in parts:
+            if part not in _ODD:
+                kept.append(part)
+            elif part == b".." and kept:
+                kept.pop()
+        parts = kept
+    if not parts:
+        return b"", b""
+    name = parts.pop()
+    return b"/".join(parts), name
+
+
+class OpenDirectory:
+    """An open directory and the times that it gets back once we are through with it.
+
+    Whoever adds or removes a name in it sets `dirty`.
+    """
+
+    __slots__ = ("atime_ns", "dirty", "fd", "identity", "mtime_ns")
+
+    def __init__(self, fd: int, info: os.stat_result) -> None:
+        self.fd = fd
+        self.identity = (info.st_dev, info.st_ino)
+        self.atime_ns = info.st_atime_ns
+        self.mtime_ns = info.st_mtime_ns
+        self.dirty = False
+
+    def settle(self) -> None:
+        """Put the times right."""
+        if self.dirty:
+            os.utime(self.fd, ns=(self.atime_ns, self.mtime_ns))
+            self.dirty = False
+
+
+class ConfinedTree:
+    """The directories below a root, opened as they are asked for and kept open while they are likely to be needed.
+
+    A directory's modification time must survive what is put into it later. Each directory keeps the time that it is
+    to have in its own inode, or in its OpenDirectory while that is in the cache, and gets it back when it leaves the
+    cache: no list of all directories is needed, however many there are. Directories are known by inode, so that two
+    paths to one directory share one record of its times.
+
+    All methods raise OSError, untranslated.
+    """
+
+    def __init__(self, root_fd: int) -> None:
+        fd = os.open(b".", _DIRECTORY, dir_fd=root_fd)
+        self._root = OpenDirectory(fd, os.fstat(fd))
+        self._by_path = {b"": self._root}
+        self._by_inode = {self._root.identity: self._root}
+
+    def close(self) -> None:
+        """Settle all times and close; may be called twice."""
+        try:
+            self.forget()
+            if self._by_path:
+                self._root.settle()
+        finally:
+            if self._by_path:
+                os.close(self._root.fd)
+            self._by_path, self._by_inode = {}, {}
+
+    def directory(self, path: bytes) -> OpenDirectory:
+        """The directory at a cleaned `path`."""
+        return self._by_path.get(path) or self.adopt(path, open_below(self._root.fd, path))
+
+    def adopt(self, path: bytes, fd: int) -> OpenDirectory:
+        """Take over `fd`, the directory at a cleaned `path`."""
+        found = OpenDirectory(fd, os.fstat(fd))
+        known = self._by_inode.setdefault(found.identity, found)
+        if known is not found:
+            os.close(fd)
+        self._by_path[path] = known
+        return known
+
+    def trim(self) -> None:
+        """Forget all directories if there are many; to be called while nobody holds one."""
+        if len(self._by_path) > _CACHED:
+            self.forget()
+
+    def forget(self, keep: OpenDirectory | None = None) -> None:
+        """Settle and close all directories but the root and `keep`, because paths may lead elsewhere from now on."""
+        staying = {self._root.identity: self._root} if self._by_path else {}
+        going = self._by_inode
+        if keep is not None:
+            staying[keep.identity] = keep
+        self._by_inode = staying
+        self._by_path = {b"": self._root} if staying else {}
+        for directory in going.values():
+            if directory.identity not in staying:
+                try:
+                    directory.settle()
+                finally:
+                    os.close(directory.fd)
+
+    def make_directory(self, path: bytes, *, owned_by_root: bool) -> OpenDirectory:
+        """The directory at a cleaned `path`, made with 0755 where it is missing, and its parents too.
+
+        FileExistsError: something on the way is no directory and leads to none, such as a dangling link.
+        """
+        missing = []
+        probe = path
+        while True:
+            try:
+                base = self.directory(probe)
+                break
+            except FileNotFoundError:
+                probe, name = split(probe)
+                missing.append(name)
+        fd = base.fd
+        try:
+            for name in reversed(missing):
+                os.mkdir(name, 0o755, dir_fd=fd)
+                if fd == base.fd:
+                    base.dirty = True
+                inner = os.open(name, _DIRECTORY | os.O_NOFOLLOW, dir_fd=fd)
+                if fd != base.fd:
+                    os.close(fd)
+                fd = inner
+                if owned_by_root:
+                    os.fchown(fd, 0, 0)
+                os.fchmod(fd, 0o755)
+        except BaseException:
+            if fd != base.fd:
+                os.close(fd)
+            raise
+        return self.adopt(path, fd) if missing else base
+
+    def remove(self, parent: OpenDirectory, name: bytes) -> None:
+        """Remove `name` from `parent`, with all that is below it; only `parent` stays open if paths change by that."""
+        kind = os.lstat(name, dir_fd=parent.fd).st_mode
+        if stat.S_ISDIR(kind) or stat.S_ISLNK(kind):
+            self.forget(keep=parent)
+        parent.dirty = True
+        if stat.S_ISDIR(kind):
+            remove_tree(parent.fd, name)
+        else:
+            os.unlink(name, dir_fd=parent.fd)
+
+
+def remove_tree(parent_fd: int, name: bytes) -> None:
+    """Remove the directory `name` and all below it, however deep: one descriptor, no recursion, no link followed."""
+    fd = os.open(name, _DIRECTORY | os.O_NOFOLLOW, dir_fd=parent_fd)
+    parent = os.fstat(parent_fd)
+    # One frame per level: the parent's identity, the own name, the directories still to be removed.
+    frames = [((parent.st_dev, parent.st_ino), name, _empty_of_files(fd))]
+    try:
+        while frames:
+            above, own_name, inner = frames[-1]
+            if inner:
+                child = os.open(inner[-1], _DIRECTORY | os.O_NOFOLLOW, dir_fd=fd)
+                info = os.fstat(fd)
+                os.close(fd)
+                fd = child
+                frames.append(((info.st_dev, info.st_ino), inner.pop(), _empty_of_files(fd)))
+            else:
+                fd = ascend(fd, above)
+                os.rmdir(own_name, dir_fd=fd)
+                frames.pop()
+    finally:
+        os.close(fd)
+
+
+def ascend(fd: int, expected: tuple[int, int]) -> int:
+    """The parent of the directory `fd`, which is closed; `expected` is the (device, inode) it must have.
+
+    Raises OSError with ESTALE where the directory was moved meanwhile.
+    """
+    above = os.open(b"..", _DIRECTORY, dir_fd=fd)
+    info = os.fstat(above)
+    if (info.st_dev, info.st_ino) != expected:
+        os.close(above)
+        raise OSError(errno.ESTALE, "a directory was moved meanwhile")
+    os.close(fd)
+    return above
+
+
+def _empty_of_files(fd: int) -> list[bytes]:
+    """Unlink all in a directory but its directories, whose names are returned."""
+    directories = []
+    for name, is_directory in list(_listed(fd)):
+        if is_directory:
+            directories.append(name)
+        else:
+            os.unlink(name, dir_fd=fd)
+    return directories
+
+
+def _listed(fd: int) -> Iterator[tuple[bytes, bool]]:
+    with os.scandir(fd) as found:
+        for item in found:
+            yield os.fsencode(item.name), item.is_dir(follow_symlinks=False)

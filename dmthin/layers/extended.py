@@ -1,0 +1,108 @@
+"""What the extended headers of a tar say about the entry after them: long names, PAX records, xattrs, sparse maps."""
+
+from dataclasses import dataclass, field
+
+from dmthin.layers.header import Header, Malformed, parse_decimal, parse_pax, parse_time
+
+Segments = list[tuple[int, int]]
+"""(offset, length) of runs of data."""
+
+_XATTR = b"SCHILY.xattr."
+
+
+@dataclass(slots=True)
+class Extended:
+    """Gathers one extended header after the other; then `complete` amends the entry's own header.
+
+    `xattrs` are exact bytes, an empty value included. Records that no field here stands for are passed over, among
+    them access control lists in text form, atime and the names of owners.
+    """
+
+    name: bytes = b""
+    link: bytes = b""
+    records: dict[bytes, bytes] = field(default_factory=dict)
+    xattrs: dict[str, bytes] = field(default_factory=dict)
+    _offsets: list[bytes] = field(default_factory=list)
+    _lengths: list[bytes] = field(default_factory=list)
+
+    def add(self, kind: bytes, data: bytes) -> None:
+        """Take in a header of type `kind`: L and K are GNU's long name and link target, x and X are PAX."""
+        if kind == b"L":
+            self.name = data.partition(b"\0")[0]
+        elif kind == b"K":
+            self.link = data.partition(b"\0")[0]
+        else:
+            for key, value in parse_pax(data):
+                self._record(key, value)
+
+    def _record(self, key: bytes, value: bytes) -> None:
+        if key.startswith(_XATTR):
+            # GNU tar writes `=` in a name as %3D, hence % as %25 (xheader.c, xattr_encode_keyword).
+            name = key[len(_XATTR) :].replace(b"%3D", b"=").replace(b"%25", b"%")
+            if not name or b"\0" in name:
+                raise Malformed("an extended attribute has no proper name")
+            self.xattrs[name.decode("utf-8", "surrogateescape")] = value
+        elif key == b"GNU.sparse.offset":  # version 0.0 repeats these two
+            self._offsets.append(value)
+        elif key == b"GNU.sparse.numbytes":
+            self._lengths.append(value)
+        elif value:
+            self.records[key] = value
+        else:  # an empty value takes the record back (POSIX.1-2001, pax)
+            self.records.pop(key, None)
+
+    def complete(self, header: Header) -> Header:
+        """The header with all that the extended ones put in place of its fields."""
+        get = self.records.get
+        name = get(b"GNU.sparse.name") or get(b"path") or self.name or header.name
+        link = get(b"linkpath") or self.link or header.link
+        return Header(
+            name,
+            header.mode,
+            self._number(b"uid", header.uid),
+            self._number(b"gid", header.gid),
+            self._number(b"size", header.size),
+            parse_time(self.records[b"mtime"]) if b"mtime" in self.records else header.mtime_ns,
+            header.type,
+            link,
+            self._number(b"SCHILY.devmajor", header.major),
+            self._number(b"SCHILY.devminor", header.minor),
+        )
+
+    def _number(self, key: bytes, otherwise: int) -> int:
+        text = self.records.get(key)
+        return otherwise if text is None else parse_decimal(text, key.decode())
+
+    @property
+    def sparse_version(self) -> str:
+        """The GNU format of the sparse file described here: 0.0, 0.1 or 1.0; empty where it is none."""
+        records = self.records
+        if b"GNU.sparse.major" in records or b"GNU.sparse.minor" in records:
+            version = records.get(b"GNU.sparse.major", b"?") + b"." + records.get(b"GNU.sparse.minor", b"?")
+            if version not in (b"0.0", b"0.1", b"1.0"):
+                raise Malformed(f"a sparse file of the unknown version {version[:20]!r}")
+            return version.decode()
+        if b"GNU.sparse.map" in records:
+            return "0.1"
+        return "0.0" if b"GNU.sparse.size" in records or self._offsets else ""
+
+    def sparse_size(self) -> int:
+        """The length of the sparse file, holes included."""
+        for key in (b"GNU.sparse.realsize", b"GNU.sparse.size"):
+            if key in self.records:
+                return parse_decimal(self.records[key], "size")
+        raise Malformed("a sparse file has no size")
+
+    def sparse_map(self) -> Segments:
+        """The runs of data of a sparse file of version 0.0 or 0.1; version 1.0 keeps them before the data."""
+        if b"GNU.sparse.map" in self.records:
+            numbers = self.records[b"GNU.sparse.map"].split(b",")
+            offsets, lengths = numbers[::2], numbers[1::2]
+        else:
+            offsets, lengths = self._offsets, self._lengths
+        if len(offsets) != len(lengths):
+            raise Malformed("a sparse map has an offset without a length")
+        pairs = zip(offsets, lengths, strict=True)
+        return [
+            (parse_decimal(offset, "offset"), parse_decimal(length, "length")) for offset, length in pairs
+        ]

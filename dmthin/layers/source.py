@@ -1,0 +1,112 @@
+"""Whatever an image can be made from, opened as one kind of thing: a stream of entries."""
+
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import BinaryIO, Protocol
+
+from dmthin.errors import DmthinError, InvalidValue, KernelError, NotFound, NotPermitted
+from dmthin.layers.entry import Entry, Reader, shown
+from dmthin.layers.stream import ByteStream, RawInput, Readable
+from dmthin.layers.tar import TarReader
+from dmthin.layers.walk import TreeWalker, require_proc
+
+STDIN = "-"
+
+
+class Source(Protocol):
+    """Entries with their data, to be iterated over once, each reader before the next entry is asked for.
+
+    `name` is what messages call it. `position` counts the bytes read: of an archive as it lies in its file,
+    compressed or not, of a directory its files' data. `total` is where `position` ends, None where that is unknown.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def position(self) -> int: ...
+
+    @property
+    def total(self) -> int | None: ...
+
+    def __iter__(self) -> Iterator[tuple[Entry, Reader]]: ...
+
+
+class _TarSource:
+    def __init__(self, stream: Readable, name: str) -> None:
+        self.name = name
+        self._raw = RawInput(stream, name)
+
+    @property
+    def position(self) -> int:
+        return self._raw.position
+
+    @property
+    def total(self) -> int | None:
+        return self._raw.total
+
+    def __iter__(self) -> Iterator[tuple[Entry, Reader]]:
+        return iter(TarReader(ByteStream(self._raw), self.name))
+
+
+class _TreeSource:
+    total = None
+
+    def __init__(self, fd: int, name: str) -> None:
+        self.name = name
+        self._walker = TreeWalker(fd, name)
+
+    @property
+    def position(self) -> int:
+        return self._walker.position
+
+    def __iter__(self) -> Iterator[tuple[Entry, Reader]]:
+        return iter(self._walker)
+
+
+@contextmanager
+def open_source(source: str | os.PathLike[str] | BinaryIO) -> Iterator[Source]:
+    """Open a directory, a tar file (plain, gzip, xz, zstd or bzip2, told by its first bytes), `-` or an open stream.
+
+    `-` is standard input. An open stream is asked for nothing but `read(size)`, and is not closed.
+    Raises NotFound, NotPermitted, InvalidValue (a terminal as input), KernelError; while it is read, InvalidValue
+    for whatever is wrong with an archive or with a directory that changes, and KernelError where reading fails.
+    """
+    if isinstance(source, str) and source == STDIN:
+        if os.isatty(0):
+            raise InvalidValue("standard input is a terminal, not an archive", hint="redirect a tar to it")
+        with open(0, "rb", buffering=0, closefd=False) as stream:
+            yield _TarSource(stream, "standard input")
+    elif isinstance(source, (str, os.PathLike)):
+        path = os.fspath(source)
+        name = shown(os.fsencode(path))
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_NOCTTY | os.O_CLOEXEC)
+        except (OSError, ValueError) as error:
+            raise _unopened(name, error) from error
+        try:
+            if stat.S_ISDIR(os.fstat(fd).st_mode):
+                require_proc()
+                yield _TreeSource(fd, name)
+            else:
+                with open(fd, "rb", buffering=0, closefd=False) as stream:
+                    yield _TarSource(stream, name)
+        finally:
+            os.close(fd)
+    else:
+        yield _TarSource(source, "the archive")
+
+
+def _unopened(name: str, error: OSError | ValueError) -> DmthinError:
+    if isinstance(error, FileNotFoundError):
+        return NotFound(
+            f"{name} does not exist", hint="give a tar file, a directory, or - for standard input"
+        )
+    if isinstance(error, PermissionError):
+        return NotPermitted(f"{name} cannot be opened: {error.strerror}", hint="run as root")
+    if isinstance(error, ValueError) or error.errno in (errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG):
+        return InvalidValue(f"{name} is no path of a file: {error}")
+    return KernelError(f"{name} cannot be opened: {error.strerror}", errno=error.errno or 0)

@@ -1,0 +1,86 @@
+"""The file systems that volumes carry: making, mounting, growing. ext4(5), mkfs.ext4(8), mkfs.xfs(8)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dmthin.errors import InvalidValue, KernelError
+from dmthin.failpoint import step
+from dmthin.kernel import process
+from dmthin.units import MIB, format_exact
+
+_MKFS_SECONDS = 600.0
+_GROW_SECONDS = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class FileSystem:
+    """How one kind of file system is made, mounted and grown on a thin volume.
+
+    `mount_options` go before the user's. `min_size` in bytes is what mkfs accepts.
+    """
+
+    name: str
+    mkfs: tuple[str, ...]
+    mount_options: str
+    min_size: int
+
+    def make(self, node: str, arguments: Sequence[str]) -> None:
+        """Run mkfs on a block device. The user's arguments come last, so that they win."""
+        with step(f"mkfs {node}"):
+            process.run(*self.mkfs, *arguments, node, timeout=_MKFS_SECONDS)
+
+    def grow(self, node: str, mount_point: Path) -> None:
+        """Let a mounted file system fill its device. Fine if it does already."""
+        with step(f"grow file system {node}"):
+            if self.name == "xfs":
+                process.run("xfs_growfs", "-d", str(mount_point), timeout=_GROW_SECONDS)
+            else:
+                process.run("resize2fs", node, timeout=_GROW_SECONDS)
+
+    def require_size(self, size: int) -> None:
+        """Raise InvalidValue for a volume that is too small for this file system."""
+        if size < self.min_size:
+            hint = f"give at least {format_exact(self.min_size)}"
+            raise InvalidValue(f"{format_exact(size)} is too small for {self.name}", hint=hint)
+
+
+EXT4 = FileSystem(
+    name="ext4",
+    # The tables and the journal are written in full. The pool does not zero a block that is written in part, so an
+    # unwritten rest could hold a deleted sibling's journal, with the same UUID, and be replayed after a power cut.
+    mkfs=("mkfs.ext4", "-q", "-E", "nodiscard,lazy_itable_init=0,lazy_journal_init=0"),
+    mount_options="",
+    min_size=16 * MIB,
+)
+XFS = FileSystem(
+    name="xfs",
+    mkfs=("mkfs.xfs", "-q", "-K"),
+    # Every snapshot has its origin's UUID, and XFS mounts a UUID once.
+    mount_options="nouuid",
+    min_size=300 * MIB,
+)
+FILE_SYSTEMS = {fs.name: fs for fs in (EXT4, XFS)}
+
+
+def by_name(name: str) -> FileSystem:
+    """The file system of that name. Raises InvalidValue."""
+    try:
+        return FILE_SYSTEMS[name]
+    except KeyError:
+        known = " or ".join(FILE_SYSTEMS)
+        raise InvalidValue(f"dm.fs: {name!r} is not supported", hint=f"use {known}") from None
+
+
+def join_options(*options: str) -> str:
+    """Mount options as one comma-separated string."""
+    return ",".join(filter(None, options))
+
+
+def set_xfs_retries(node: str, retries: int) -> None:
+    """How often XFS retries a metadata write that met a full pool; 0 fails at once (dm.xfs_nospace_max_retries)."""
+    knob = Path("/sys/fs/xfs") / Path(node).name / "error/metadata/ENOSPC/max_retries"
+    try:
+        knob.write_text(str(retries))
+    except OSError as error:
+        raise KernelError(f"cannot set {knob}: {error.strerror}", errno=error.errno or 0) from None

@@ -1,0 +1,98 @@
+"""A process that suspends a device and resumes it when we are done, or dead.
+
+A suspend waits for the device's I/O, which on a pool that has just filled up waits for an administrator; and a manager
+that is killed between suspend and resume would leave the device frozen for ever. So a small process of its own does
+both: it can be killed while it waits (the kernel then gives the suspend up), and it notices our end by a closed pipe.
+"""
+
+import os
+import select
+import signal
+from contextlib import suppress
+from typing import NoReturn, Self
+
+from dmthin import failpoint
+from dmthin.errors import DmthinError, KernelError, NotFound, TimeLimit
+from dmthin.kernel.dmioctl import IoctlDeviceMapper
+
+_SUSPEND_SECONDS = 10.0
+
+
+class Guard:
+    """Entering suspends the device `name` (file system frozen, I/O flushed), leaving resumes it.
+
+    Raises TimeLimit if the device does not come to rest within 10 seconds; it then goes on as before.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._pid = 0
+        self._hold = -1
+
+    def __enter__(self) -> Self:
+        ready_read, ready_write = os.pipe2(os.O_CLOEXEC)
+        hold_read, hold_write = os.pipe2(os.O_CLOEXEC)
+        self._pid = os.fork()
+        if not self._pid:
+            os.close(ready_read)
+            os.close(hold_write)
+            _guard(self._name, ready_write, hold_read)
+        os.close(ready_write)
+        os.close(hold_read)
+        self._hold = hold_write
+        try:
+            self._await_suspend(ready_read)
+        except BaseException:
+            os.kill(self._pid, signal.SIGKILL)
+            self._finish()
+            self._resume()
+            raise
+        finally:
+            os.close(ready_read)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._finish()
+
+    def _await_suspend(self, ready: int) -> None:
+        poller = select.poll()
+        poller.register(ready, select.POLLIN)
+        if not poller.poll(_SUSPEND_SECONDS * 1000):
+            raise TimeLimit(
+                f"the device {self._name} did not come to rest within {_SUSPEND_SECONDS:g} s",
+                hint="see: dmthin pool status",
+            )
+        answer = os.read(ready, 4096).decode()
+        if answer != "suspended":
+            raise KernelError(answer or f"the guard of {self._name} died")
+
+    def _finish(self) -> None:
+        os.close(self._hold)
+        os.waitpid(self._pid, 0)
+
+    def _resume(self) -> None:
+        """Should the guard have been killed just after its suspend."""
+        with IoctlDeviceMapper() as dm, suppress(NotFound):
+            dm.resume(self._name)
+
+
+def _guard(name: str, ready: int, hold: int) -> NoReturn:
+    """The process: own session, so that a Ctrl-C meant for the manager does not reach it."""
+    try:
+        failpoint.arm(0)
+        os.setsid()
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)
+        with IoctlDeviceMapper() as dm:
+            try:
+                dm.suspend(name)
+            except DmthinError as error:
+                os.write(ready, str(error).encode()[:4096])
+                os._exit(1)
+            try:
+                os.write(ready, b"suspended")
+                os.read(hold, 1)
+            finally:
+                dm.resume(name)
+    finally:
+        os._exit(0)

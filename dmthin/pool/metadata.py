@@ -1,0 +1,48 @@
+"""The pool's metadata through thin-provisioning-tools: check, list of devices, sizes of what is shared."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from dmthin.errors import NeedsRepair, ToolFailed
+from dmthin.kernel import process
+
+_SECONDS = 1800.0
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What one volume maps, in blocks of the pool: alone, and together with others."""
+
+    exclusive_blocks: int
+    shared_blocks: int
+
+
+def check(metadata: Path) -> None:
+    """Run thin_check on the metadata of a pool that is down. Raises NeedsRepair with its findings."""
+    try:
+        process.run("thin_check", "-q", str(metadata), timeout=_SECONDS)
+    except ToolFailed as failure:
+        raise NeedsRepair(
+            f"the pool's metadata is damaged: {failure.message}", hint="keep a copy of it, then run thin_repair"
+        ) from None
+
+
+def device_ids(metadata: Path) -> set[int]:
+    """The ids of all volumes in the metadata of a pool that is down."""
+    return {device_id for device_id, *_ in _thin_ls(metadata, "DEV", live=False)}
+
+
+def usage(metadata: Path) -> dict[int, Usage]:
+    """Exclusive and shared blocks of every volume, by id. The pool holds a metadata snapshot meanwhile."""
+    rows = _thin_ls(metadata, "DEV,EXCLUSIVE_BLOCKS,SHARED_BLOCKS", live=True)
+    return {device_id: Usage(exclusive, shared) for device_id, exclusive, shared in rows}
+
+
+def _thin_ls(metadata: Path, fields: str, *, live: bool) -> Iterator[list[int]]:
+    mode = ["-m"] if live else []
+    output = process.run("thin_ls", *mode, "--no-headers", "-o", fields, str(metadata), timeout=_SECONDS).stdout
+    for line in output.splitlines():
+        if numbers := re.findall(r"\d+", line):
+            yield [int(number) for number in numbers]

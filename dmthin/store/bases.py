@@ -1,0 +1,50 @@
+"""Golden bases: a freshly formatted volume for each (file system, size, mkfs arguments), made once."""
+
+import hashlib
+from contextlib import suppress
+
+from dmthin.pool.filesystem import FileSystem
+from dmthin.store.ledger import Ledger
+from dmthin.store.locks import Locks
+from dmthin.store.model import Kind, State, Volume
+from dmthin.store.volumes import Volumes
+from dmthin.units import format_exact
+
+
+class Bases:
+    """The bases of one store. Their names begin with `@`, which no user's name does."""
+
+    def __init__(self, ledger: Ledger, locks: Locks, volumes: Volumes) -> None:
+        self._ledger = ledger
+        self._locks = locks
+        self._volumes = volumes
+
+    def ensure(self, kind: FileSystem, size: int, mkfs_arguments: tuple[str, ...]) -> Volume:
+        """The base of this description; the first caller makes it, the others wait for that."""
+        kind.require_size(size)
+        name = base_name(kind, size, mkfs_arguments)
+        if base := self._ready(name):
+            return base
+        with self._locks.base():
+            return self._ready(name) or self._make(name, kind, size, mkfs_arguments)
+
+    def _ready(self, name: str) -> Volume | None:
+        base = self._ledger.find(name)
+        return base if base is not None and base.state is State.READY else None
+
+    def _make(self, name: str, kind: FileSystem, size: int, mkfs_arguments: tuple[str, ...]) -> Volume:
+        making = self._volumes.making(name, Kind.BASE, size=size, file_system=kind.name, parent=None, activate=True)
+        with making as base:
+            kind.make(self._volumes.activate(base).node, mkfs_arguments)
+            with self._volumes.mounted_for_work(base) as root, suppress(FileNotFoundError):
+                # fsck makes it anew when it needs it; a container should not see it.
+                (root / "lost+found").rmdir()
+        return base.with_state(State.READY)
+
+
+def base_name(kind: FileSystem, size: int, mkfs_arguments: tuple[str, ...]) -> str:
+    """The name that stands for a description of a base: `@base/ext4/10G`, with a digest of mkfs arguments if any."""
+    name = f"@base/{kind.name}/{format_exact(size)}"
+    if mkfs_arguments:
+        name += "/" + hashlib.sha256("\0".join(mkfs_arguments).encode()).hexdigest()[:12]
+    return name

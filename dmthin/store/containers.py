@@ -1,0 +1,66 @@
+"""Containers: writable snapshots of images, mounted where their users want them."""
+
+from pathlib import Path
+
+from dmthin.errors import InvalidValue
+from dmthin.store.layout import Layout
+from dmthin.store.ledger import Ledger
+from dmthin.store.model import Kind, State, Volume, check_name
+from dmthin.store.volumes import Volumes
+from dmthin.units import format_exact
+
+
+class Containers:
+    """The containers of one store."""
+
+    def __init__(self, layout: Layout, ledger: Ledger, volumes: Volumes) -> None:
+        self._layout = layout
+        self._ledger = ledger
+        self._volumes = volumes
+
+    def create(self, image: str, name: str, *, size: int | None = None) -> Volume:
+        """Make a container of an image, its block device ready. `size` in bytes may be more than the image's.
+
+        Raises AlreadyExists, NotFound, InvalidValue (a size below the image's), NoDataSpace.
+        """
+        check_name(name, Kind.CONTAINER)
+        parent = self._ledger.ready(image, Kind.IMAGE)
+        if size is not None and size < parent.size:
+            raise InvalidValue(
+                f"size {format_exact(size)} is less than the {format_exact(parent.size)} of the {parent.title}",
+                hint="a volume is never smaller than what it was made from",
+            )
+        making = self._volumes.making(
+            name,
+            Kind.CONTAINER,
+            size=size or parent.size,
+            file_system=parent.file_system,
+            parent=parent,
+            activate=True,
+        )
+        with making as container:
+            if container.size > parent.size:
+                self._volumes.fill_device(container)
+                self._volumes.activate(container)
+        return container.with_state(State.READY)
+
+    def mount(self, name: str, target: Path | None = None) -> Path:
+        """Mount a container, by default below the store, and return where. Fine if it is mounted there already."""
+        container = self._get(name)
+        place = target.absolute().resolve() if target else self._layout.mount_point(name)
+        return self._volumes.mount(container, place)
+
+    def unmount(self, name: str, *, force: bool = False) -> bool:
+        """Unmount a container wherever it is mounted; False if it was not. Raises InUse, which names the holders."""
+        return self._volumes.unmount(self._get(name), force=force)
+
+    def resize(self, name: str, size: int) -> Volume:
+        """Grow a container and its file system, in use or not. Raises InvalidValue for less than it has."""
+        return self._volumes.grow(self._get(name), size)
+
+    def remove(self, name: str, *, force: bool = False) -> None:
+        """Remove a container. Raises InUse for one that is mounted; `force` detaches it lazily and defers the rest."""
+        self._volumes.remove(self._get(name), force=force)
+
+    def _get(self, name: str) -> Volume:
+        return self._ledger.ready(name, Kind.CONTAINER)

@@ -1,0 +1,220 @@
+"""Making a store: checks first, then the record of the intent, then files, loops and the pool."""
+
+import shutil
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from dmthin.errors import AlreadyExists, DmthinError, InUse, InvalidValue, KernelError, NoDataSpace, NotFound
+from dmthin.kernel import block, process
+from dmthin.kernel.devicemapper import UdevRules
+from dmthin.kernel.dmioctl import IoctlDeviceMapper, require_thin_pool
+from dmthin.kernel.dmsetup import Dmsetup
+from dmthin.kernel.thin import PoolStatus, PoolTable
+from dmthin.pool.backing import Backing
+from dmthin.store import ledger as ledgers
+from dmthin.store.layout import DATA_FILE, METADATA_FILE, Layout
+from dmthin.store.ledger import Ledger
+from dmthin.store.locks import Locks, make_lock_file
+from dmthin.store.model import StoreRecord, StoreState, new_uuid
+from dmthin.store.options import StorageOptions, as_texts, parse_pairs
+from dmthin.store.poolkeeper import PoolKeeper, pool_table
+from dmthin.store.store import Store
+from dmthin.units import MIB, format_size
+
+_LEAST_FREE = 64 * MIB
+"""Bytes that the host file system must have free for the ledger and the first of the pool's metadata."""
+
+
+def create_store(root: Path, options: Iterable[str] = (), *, force: bool = False) -> Store:
+    """Make a store in a folder, and its pool; returned open. Either all of it is made, or nothing is left.
+
+    A block device that carries data, or a pool that is in use, is refused; `force` overwrites the device.
+    Raises AlreadyExists, InUse, InvalidValue, NoDataSpace, Unavailable (no dm-thin), NotPermitted.
+    """
+    plan = plan_store(root, options, force=force)
+    layout, made_root = plan.layout, not plan.layout.root.exists()
+    _make_folder(layout.root)
+    try:
+        make_lock_file(layout.lock)
+        with Locks(layout.lock).own_pool():
+            if layout.ledger.exists():
+                raise AlreadyExists(f"{layout.root} has just become a store", hint="see: dmthin pool status")
+            _build(plan)
+    except BaseException:
+        if not layout.ledger.exists():
+            with suppress(OSError):
+                layout.lock.unlink(missing_ok=True)
+            if made_root:
+                with suppress(OSError):
+                    layout.root.rmdir()
+        raise
+    return Store(layout.root)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A store that could be made: everything that can be checked has been."""
+
+    layout: Layout
+    record: StoreRecord
+
+    def commands(self) -> list[str]:
+        """The steps as an administrator would type them."""
+        if self.record.pool:
+            return []
+        lines = []
+        places = []
+        for backing, size in (
+            (self.layout.data(self.record), self.record.data_target),
+            (self.layout.metadata(self.record), self.record.metadata_target),
+        ):
+            if backing.is_file and size is not None:
+                lines.append(f"truncate --size {size} {backing.path}")
+                places.append(f"$(losetup --find --show --direct-io=on {backing.path})")
+            else:
+                places.append(str(backing.path))
+        data, meta = places
+        length = self.record.data_target or self.layout.data(self.record).size()
+        table = pool_table(length, data, meta, self.record.block_size)
+        name, uuid = self.record.pool_name, f"{self.record.uuid_prefix}-pool"
+        lines.append(f'dmsetup create {name} --uuid {uuid} --table "{table.target()}"')
+        return lines
+
+
+def plan_store(root: Path, options: Iterable[str] = (), *, force: bool = False) -> Plan:
+    """Check all that a new store needs, changing nothing. Raises what `create_store` does."""
+    pairs = parse_pairs(options)
+    chosen = StorageOptions.from_pairs(pairs)
+    layout = Layout(root.absolute().resolve())
+    _require_kernel()
+    _clear_unfinished(layout)
+    _require_room(layout.root)
+    if chosen.thin_pool_device:
+        block_size = _require_empty_pool(chosen.thin_pool_device)
+    else:
+        block_size = chosen.block_size
+        for device in filter(None, (chosen.data_device, chosen.metadata_device)):
+            _require_blank_device(device, force=force)
+    own = not chosen.thin_pool_device
+    record = StoreRecord(
+        uuid=new_uuid(),
+        state=StoreState.MAKING,
+        block_size=block_size,
+        data=str(chosen.data_device or DATA_FILE) if own else "",
+        metadata=str(chosen.metadata_device or METADATA_FILE) if own else "",
+        pool=chosen.thin_pool_device,
+        options=as_texts(pairs),
+        generation=0,
+        clean=True,
+        data_target=chosen.data_size if own and not chosen.data_device else None,
+        metadata_target=chosen.metadata_size if own and not chosen.metadata_device else None,
+    )
+    if own:
+        if layout.data(record).path == layout.metadata(record).path:
+            raise InvalidValue("dm.datadev and dm.metadatadev are the same device", hint="give two devices")
+        for backing in (layout.data(record), layout.metadata(record)):
+            _require_absent(backing)
+    return Plan(layout, record)
+
+
+def _build(plan: Plan) -> None:
+    """Record the intent and carry it out; undo it if that fails. The caller has the pool's lock alone."""
+    layout = plan.layout
+    ledgers.make(layout.ledger)
+    ledger = Ledger(layout.ledger)
+    keeper = _keeper(layout, ledger)
+    try:
+        with ledger.transaction("store begins"):
+            ledger.save_store(plan.record)
+        record = keeper.build(plan.record)
+        with ledger.transaction("store made"):
+            ledger.save_store(replace(record, state=StoreState.READY))
+    except BaseException:
+        keeper.demolish(plan.record)
+        raise
+    finally:
+        ledger.close()
+
+
+def _clear_unfinished(layout: Layout) -> None:
+    """Undo a store that a process died making or destroying. Raises AlreadyExists for one that is finished."""
+    if not layout.ledger.exists():
+        return
+    make_lock_file(layout.lock)
+    with Locks(layout.lock).own_pool():
+        ledger = Ledger(layout.ledger)
+        try:
+            record = ledger.store()
+        except NotFound:
+            ledger.remove()
+            return
+        if record.state is StoreState.READY:
+            raise AlreadyExists(f"{layout.root} is a store already", hint="see: dmthin pool status")
+        _keeper(layout, ledger).demolish(record)
+
+
+def _keeper(layout: Layout, ledger: Ledger) -> PoolKeeper:
+    return PoolKeeper(layout, ledger, IoctlDeviceMapper(UdevRules.PRIVATE), Dmsetup())
+
+
+def _make_folder(root: Path) -> None:
+    try:
+        root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise block.os_failure(error, f"make {root}") from None
+
+
+def _require_kernel() -> None:
+    """Raise Unavailable without dm-thin, after trying to load it."""
+    if process.find("modprobe"):
+        with suppress(DmthinError):
+            process.run("modprobe", "dm-thin-pool")
+    with IoctlDeviceMapper() as dm:
+        require_thin_pool(dm)
+
+
+def _require_room(root: Path) -> None:
+    """Raise NoDataSpace on a host file system that is full: sparse files would be made, and nothing fit into them."""
+    place = next(path for path in (root, *root.parents) if path.exists())
+    free = shutil.disk_usage(place).free
+    if free < _LEAST_FREE:
+        raise NoDataSpace(
+            f"the file system of {root} has only {format_size(free)} free",
+            hint=f"free at least {format_size(_LEAST_FREE)}, or choose another --root",
+        )
+
+
+def _require_absent(backing: Backing) -> None:
+    if backing.is_file and backing.path.exists():
+        raise AlreadyExists(f"{backing.path} exists already", hint="move it away, or choose another --root")
+
+
+def _require_blank_device(device: Path, *, force: bool) -> None:
+    """Raise InUse or AlreadyExists for a block device that is claimed or carries data."""
+    if not block.is_block_device(device):
+        raise InvalidValue(f"{device} is not a block device", hint="check the path")
+    block.require_unused(device)
+    found = block.signature(device)
+    if found and not force:
+        raise AlreadyExists(f"{device} carries data ({found})", hint="give --force to overwrite it")
+
+
+def _require_empty_pool(name: str) -> int:
+    """The block size of a pool that was there before. Raises InUse for one that holds something already."""
+    with IoctlDeviceMapper() as dm:
+        try:
+            status = PoolStatus.parse(dm.status(name))
+            table = PoolTable.parse(dm.table(name))
+        except NotFound:
+            raise NotFound(f"there is no pool {name}", hint="see: dmsetup ls --target thin-pool") from None
+        except KernelError:
+            raise InvalidValue(f"{name} is not a thin pool", hint="see: dmsetup ls --target thin-pool") from None
+    if status.transaction_id or status.data_used_blocks:
+        raise InUse(
+            f"the pool {name} is in use by another store or program"
+            f" (transaction id {status.transaction_id}, {status.data_used_blocks} blocks used)",
+            hint="give a pool that nobody has used yet",
+        )
+    return table.block_size

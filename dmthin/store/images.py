@@ -1,0 +1,67 @@
+"""Images: imported from an archive or a folder, or committed from a container."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from dmthin.errors import NoDataSpace
+from dmthin.layers.source import open_source
+from dmthin.layers.unpack import Progress, unpack
+from dmthin.store.bases import Bases
+from dmthin.store.ledger import Ledger
+from dmthin.store.model import Kind, State, Volume, check_name
+from dmthin.store.options import StorageOptions
+from dmthin.store.volumes import Volumes
+from dmthin.units import format_exact
+
+
+class Images:
+    """The images of one store."""
+
+    def __init__(self, ledger: Ledger, volumes: Volumes, bases: Bases, options: StorageOptions) -> None:
+        self._ledger = ledger
+        self._volumes = volumes
+        self._bases = bases
+        self._options = options
+
+    def import_(
+        self, name: str, source: Path | str, *, size: int | None = None, progress: Callable[[Progress], None] | None = None
+    ) -> Volume:
+        """Make an image of a tar (plain, gz, xz, zst; `-` is standard input) or of a folder.
+
+        `size` in bytes is the image's, by default dm.basesize. A failure or an interruption leaves no image.
+        Raises AlreadyExists, InvalidValue (the archive), NoDataSpace (larger than the volume or the pool).
+        """
+        check_name(name, Kind.IMAGE)
+        self._ledger.require_free(name)
+        size = size or self._options.base_size
+        with open_source(source):
+            base = self._bases.ensure(self._options.file_system, size, self._options.mkfs_arguments)
+            making = self._volumes.making(
+                name, Kind.IMAGE, size=size, file_system=base.file_system, parent=base, activate=True
+            )
+            with making as image, self._volumes.mounted_for_work(image) as root:
+                try:
+                    unpack(source, root, progress=progress)
+                except NoDataSpace as error:
+                    raise NoDataSpace(
+                        f"{source} does not fit into an image of {format_exact(size)}: {error.message}",
+                        hint="give a larger --storage-opt size=, or see dmthin pool status",
+                    ) from None
+        return image.with_state(State.READY)
+
+    def commit(self, container: str, name: str) -> Volume:
+        """Make an image of what a container holds now; it may be mounted and in use. The container goes on."""
+        check_name(name, Kind.IMAGE)
+        source = self._ledger.ready(container, Kind.CONTAINER)
+        with self._volumes.locked(source) as source:
+            parent = None if source.parent is None else self._ledger.by_id(source.parent)
+            making = self._volumes.making(
+                name, Kind.IMAGE, size=source.size, file_system=source.file_system, parent=parent, origin=source
+            )
+            with making as image:
+                pass
+        return image.with_state(State.READY)
+
+    def remove(self, name: str) -> None:
+        """Remove an image. Raises NotFound, InUse for one that has children."""
+        self._volumes.remove(self._ledger.ready(name, Kind.IMAGE))

@@ -1,0 +1,48 @@
+"""Where things lie in a store's folder."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from dmthin.pool.backing import Backing
+from dmthin.store.model import StoreRecord
+
+DEFAULT_ROOT = Path("/var/lib/dmthin")
+DATA_FILE = "data"
+METADATA_FILE = "metadata"
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The paths of one store; `root` is absolute and free of links."""
+
+    root: Path
+
+    @property
+    def ledger(self) -> Path:
+        return self.root / "ledger.db"
+
+    @property
+    def lock(self) -> Path:
+        return self.root / "lock"
+
+    @property
+    def mounts(self) -> Path:
+        """Where containers are mounted by name."""
+        return self.root / "mnt"
+
+    def mount_point(self, name: str) -> Path:
+        return self.mounts / name
+
+    def work_point(self, device_id: int) -> Path:
+        """Where a volume is mounted for a moment, to be filled or grown."""
+        return self.root / "work" / str(device_id)
+
+    def data(self, record: StoreRecord) -> Backing:
+        return self._backing(record.data)
+
+    def metadata(self, record: StoreRecord) -> Backing:
+        return self._backing(record.metadata)
+
+    def _backing(self, place: str) -> Backing:
+        """An absolute place is the administrator's device, any other a file of the store's own."""
+        return Backing(self.root / place, is_file=not place.startswith("/"))

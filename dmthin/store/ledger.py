@@ -1,0 +1,378 @@
+"""The ledger: which volume is which device id of the pool, and what is under way. SQLite, each commit durable.
+
+Write-ahead log with `synchronous=FULL`: a commit is one fsync, and what was committed is there after a power cut.
+Every process and thread has its own connection; SQLite lets one write at a time.
+"""
+
+import json
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+from dmthin.errors import AlreadyExists, DmthinError, InUse, KernelError, NoDataSpace, NotFound, TimeLimit, Unavailable
+from dmthin.failpoint import step
+from dmthin.kernel import block
+from dmthin.kernel.thin import MAX_DEVICE_ID
+from dmthin.store.locks import Lock, Locks
+from dmthin.store.model import Kind, State, StoreRecord, StoreState, Volume
+
+_APPLICATION_ID = 0x646D746E  # "dmtn"
+_BUSY_SECONDS = 30.0
+
+_MIGRATIONS = (
+    """
+    CREATE TABLE store (
+        one INTEGER PRIMARY KEY CHECK (one = 1),
+        uuid TEXT NOT NULL,
+        state TEXT NOT NULL CHECK (state IN ('making', 'ready', 'destroying')),
+        block_size INTEGER NOT NULL,
+        data TEXT NOT NULL,
+        metadata TEXT NOT NULL,
+        pool TEXT NOT NULL,
+        options TEXT NOT NULL,
+        generation INTEGER NOT NULL,
+        clean INTEGER NOT NULL,
+        data_target INTEGER,
+        metadata_target INTEGER,
+        next_device_id INTEGER NOT NULL DEFAULT 0
+    ) STRICT;
+    CREATE TABLE volume (
+        device_id INTEGER PRIMARY KEY CHECK (device_id BETWEEN 0 AND 16777215),
+        name TEXT NOT NULL UNIQUE,
+        kind TEXT NOT NULL CHECK (kind IN ('base', 'image', 'container')),
+        state TEXT NOT NULL CHECK (state IN ('making', 'ready', 'growing', 'removing')),
+        size INTEGER NOT NULL CHECK (size > 0),
+        file_system TEXT NOT NULL,
+        parent INTEGER REFERENCES volume (device_id),
+        created INTEGER NOT NULL
+    ) STRICT;
+    CREATE INDEX volume_by_parent ON volume (parent);
+    CREATE INDEX volume_under_way ON volume (device_id) WHERE state <> 'ready';
+    """,
+)
+"""Each script takes the schema one version further; a ledger's `user_version` counts those it has had."""
+
+SCHEMA_VERSION = len(_MIGRATIONS)
+
+_STORE_COLUMNS = (
+    "uuid, state, block_size, data, metadata, pool, options, generation, clean, data_target, metadata_target"
+)
+_VOLUME_COLUMNS = "device_id, name, kind, state, size, file_system, parent, created"
+
+
+class Ledger:
+    """The ledger of one store. Methods that change it belong inside `transaction()`."""
+
+    def __init__(self, path: Path) -> None:
+        """Open the ledger. Raises NotFound where there is none, Unavailable for a newer schema or another file."""
+        self._path = path
+        self._local = threading.local()
+        if not path.exists():
+            raise NotFound(f"{path.parent} is not a store", hint="make one with: dmthin pool create")
+        try:
+            self._migrate(self._connection)
+        except sqlite3.Error as error:
+            raise _failure(error, path) from None
+
+    def close(self) -> None:
+        """Close this thread's connection."""
+        connection: sqlite3.Connection | None = self._local.__dict__.pop("connection", None)
+        if connection is not None:
+            connection.close()
+
+    def remove(self) -> None:
+        """Remove the ledger's files. Once the first is gone there is no store; the others hold nothing by then."""
+        self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        self.close()
+        for path in _files(self._path):
+            block.remove_file(path)
+
+    @contextmanager
+    def transaction(self, name: str) -> Iterator[None]:
+        """Everything inside, durably, or nothing; no other writer meanwhile. `name` says what for."""
+        connection = self._connection
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                with step(f"ledger {name}"):
+                    connection.execute("COMMIT")
+            except BaseException:
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+                raise
+        except sqlite3.Error as error:
+            raise _failure(error, self._path) from None
+
+    def store(self) -> StoreRecord:
+        """The store's own record. Raises NotFound while it is being made."""
+        row = self._one(f"SELECT {_STORE_COLUMNS} FROM store")
+        if row is None:
+            raise NotFound(f"{self._path.parent} is not a store yet", hint="make one with: dmthin pool create")
+        return _store_record(row)
+
+    def save_store(self, record: StoreRecord) -> None:
+        """Write the store's own record."""
+        places = ", ".join("?" * 11)
+        updates = ", ".join(f"{name} = excluded.{name}" for name in _STORE_COLUMNS.split(", "))
+        self._connection.execute(
+            f"INSERT INTO store (one, {_STORE_COLUMNS}) VALUES (1, {places}) ON CONFLICT (one) DO UPDATE SET {updates}",
+            (
+                record.uuid,
+                record.state,
+                record.block_size,
+                record.data,
+                record.metadata,
+                record.pool,
+                json.dumps(record.options),
+                record.generation,
+                int(record.clean),
+                record.data_target,
+                record.metadata_target,
+            ),
+        )
+
+    def volumes(self) -> list[Volume]:
+        """Every volume, by device id."""
+        return [_volume(row) for row in self._all(f"SELECT {_VOLUME_COLUMNS} FROM volume ORDER BY device_id")]
+
+    def unfinished(self) -> list[Volume]:
+        """The volumes with a change under way, or left behind by a process that died."""
+        query = f"SELECT {_VOLUME_COLUMNS} FROM volume WHERE state <> 'ready' ORDER BY device_id"
+        return [_volume(row) for row in self._all(query)]
+
+    def find(self, name: str) -> Volume | None:
+        """The volume of that name, whatever its state."""
+        row = self._one(f"SELECT {_VOLUME_COLUMNS} FROM volume WHERE name = ?", name)
+        return _volume(row) if row else None
+
+    def by_id(self, device_id: int) -> Volume | None:
+        """The volume with that device id, whatever its state."""
+        row = self._one(f"SELECT {_VOLUME_COLUMNS} FROM volume WHERE device_id = ?", device_id)
+        return _volume(row) if row else None
+
+    def ready(self, name: str, *kinds: Kind) -> Volume:
+        """The volume of that name, of one of `kinds`, that is there for use. Raises NotFound."""
+        volume = self.find(name)
+        what = " or ".join(kinds) or "volume"
+        if volume is None or volume.state is State.MAKING:
+            raise NotFound(f"there is no {what} {name!r}", hint="see: dmthin list")
+        if kinds and volume.kind not in kinds:
+            raise NotFound(f"{name!r} is a {volume.kind}, not a {what}", hint="see: dmthin list")
+        return volume
+
+    def children(self, device_id: int) -> list[Volume]:
+        """The volumes that descend from one, those that are being removed left out."""
+        query = f"SELECT {_VOLUME_COLUMNS} FROM volume WHERE parent = ? AND state <> 'removing' ORDER BY name"
+        return [_volume(row) for row in self._all(query, device_id)]
+
+    def add(self, name: str, kind: Kind, size: int, file_system: str, parent: Volume | None, locks: Locks) -> "Added":
+        """Record a volume to be made, under a free device id whose lock this takes.
+
+        The lock is held before the record can be seen, so nobody takes it for one that was left behind.
+        Raises AlreadyExists (the name), NotFound (the parent is gone).
+        """
+        self.require_free(name)
+        if parent is not None:
+            now = self.by_id(parent.device_id)
+            if now is None or now.name != parent.name or now.state is State.REMOVING:
+                raise NotFound(f"the {parent.title} has been removed meanwhile")
+        device_id, lock = self._free_device_id(locks)
+        volume = Volume(
+            device_id=device_id,
+            name=name,
+            kind=kind,
+            state=State.MAKING,
+            size=size,
+            file_system=file_system,
+            parent=parent.device_id if parent else None,
+            created=int(time.time()),
+        )
+        try:
+            places = ", ".join("?" * 8)
+            self._connection.execute(f"INSERT INTO volume ({_VOLUME_COLUMNS}) VALUES ({places})", _row(volume))
+        except BaseException:
+            lock.release()
+            raise
+        return Added(volume, lock)
+
+    def save(self, volume: Volume) -> None:
+        """Write a volume's record."""
+        assignments = ", ".join(f"{name} = ?" for name in _VOLUME_COLUMNS.split(", "))
+        self._connection.execute(
+            f"UPDATE volume SET {assignments} WHERE device_id = ?", (*_row(volume), volume.device_id)
+        )
+
+    def forget(self, volume: Volume) -> None:
+        """Delete a volume's record. Records that still name it as parent get the parent's parent."""
+        self._connection.execute(
+            "UPDATE volume SET parent = ? WHERE parent = ?", (volume.parent, volume.device_id)
+        )
+        self._connection.execute("DELETE FROM volume WHERE device_id = ?", (volume.device_id,))
+
+    def require_free(self, name: str) -> None:
+        """Raise AlreadyExists, which says by what, if a name is in use."""
+        if (taken := self.find(name)) is not None:
+            doing = "" if taken.state is State.READY else f" ({taken.state})"
+            article = "an" if taken.kind is Kind.IMAGE else "a"
+            raise AlreadyExists(f"the name {name!r} is in use by {article} {taken.kind}{doing}", hint="choose another")
+
+    def require_childless(self, volume: Volume) -> None:
+        """Raise InUse, which names them, if volumes descend from this one."""
+        if children := self.children(volume.device_id):
+            names = ", ".join(child.name for child in children[:5]) + (", ..." if len(children) > 5 else "")
+            raise InUse(f"the {volume.title} has children: {names}", hint="remove those first")
+
+    def _free_device_id(self, locks: Locks) -> tuple[int, Lock]:
+        """The next device id that no record and no lock has; ids are not used again until all have been."""
+        (candidate,) = self._connection.execute("SELECT next_device_id FROM store").fetchone()
+        for _ in range(MAX_DEVICE_ID + 1):
+            lock = locks.try_volume(candidate) if self.by_id(candidate) is None else None
+            following = (candidate + 1) & MAX_DEVICE_ID
+            if lock is not None:
+                self._connection.execute("UPDATE store SET next_device_id = ?", (following,))
+                return candidate, lock
+            candidate = following
+        raise NoDataSpace("all 16777216 device ids of the pool are taken", hint="remove some volumes")
+
+    @property
+    def _connection(self) -> sqlite3.Connection:
+        connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
+        if connection is None:
+            connection = _connect(self._path)
+            self._local.connection = connection
+        return connection
+
+    def _migrate(self, connection: sqlite3.Connection) -> None:
+        (application,) = connection.execute("PRAGMA application_id").fetchone()
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        if application != _APPLICATION_ID:
+            raise NotFound(f"{self._path} is not a ledger of dmthin", hint="choose another --root")
+        if version > SCHEMA_VERSION:
+            raise Unavailable(
+                f"{self._path.parent} was made by a newer dmthin (schema {version}, this one knows {SCHEMA_VERSION})",
+                hint="upgrade dmthin",
+            )
+        if version < SCHEMA_VERSION:
+            _upgrade(connection)
+
+    def _one(self, query: str, *values: object) -> tuple[object, ...] | None:
+        rows = self._all(query, *values)
+        return rows[0] if rows else None
+
+    def _all(self, query: str, *values: object) -> list[tuple[object, ...]]:
+        try:
+            return self._connection.execute(query, values).fetchall()
+        except sqlite3.Error as error:
+            raise _failure(error, self._path) from None
+
+
+class Added:
+    """A volume that `Ledger.add` has recorded, and the lock that says somebody is at it."""
+
+    def __init__(self, volume: Volume, lock: Lock) -> None:
+        self.volume = volume
+        self.lock = lock
+
+
+def make(path: Path) -> None:
+    """Make an empty ledger, durably; fine if there is one."""
+    if not path.exists():
+        for stale in _files(path)[1:]:
+            block.remove_file(stale)
+    try:
+        with step(f"make {path}"), closing(_connect(path)) as connection:
+            path.chmod(0o600)
+            _upgrade(connection)
+    except sqlite3.Error as error:
+        raise _failure(error, path) from None
+
+
+def _files(path: Path) -> tuple[Path, ...]:
+    return path, path.with_name(f"{path.name}-wal"), path.with_name(f"{path.name}-shm")
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    try:
+        connection = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("PRAGMA foreign_keys = ON")
+    except sqlite3.Error as error:
+        raise _failure(error, path) from None
+    return connection
+
+
+def _upgrade(connection: sqlite3.Connection) -> None:
+    connection.execute("BEGIN IMMEDIATE")
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    for script in _MIGRATIONS[version:]:
+        for statement in filter(str.strip, script.split(";")):
+            connection.execute(statement)
+    connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
+    connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+    connection.execute("COMMIT")
+
+
+def _failure(error: sqlite3.Error, path: Path) -> DmthinError:
+    name = getattr(error, "sqlite_errorname", "")
+    if name == "SQLITE_FULL":
+        return NoDataSpace(f"the file system of {path} is full", hint="free some space on it")
+    if name.startswith("SQLITE_BUSY"):
+        return TimeLimit(f"the ledger {path} was in use for more than {_BUSY_SECONDS:g} s", hint="try again")
+    if name == "SQLITE_NOTADB":
+        return NotFound(f"{path} is not a ledger of dmthin", hint="choose another --root")
+    return KernelError(f"the ledger {path}: {error}")
+
+
+def _row(volume: Volume) -> tuple[object, ...]:
+    return (
+        volume.device_id,
+        volume.name,
+        volume.kind,
+        volume.state,
+        volume.size,
+        volume.file_system,
+        volume.parent,
+        volume.created,
+    )
+
+
+def _volume(row: tuple[object, ...]) -> Volume:
+    device_id, name, kind, state, size, file_system, parent, created = row
+    return Volume(
+        device_id=_int(device_id),
+        name=str(name),
+        kind=Kind(str(kind)),
+        state=State(str(state)),
+        size=_int(size),
+        file_system=str(file_system),
+        parent=None if parent is None else _int(parent),
+        created=_int(created),
+    )
+
+
+def _store_record(row: tuple[object, ...]) -> StoreRecord:
+    uuid, state, block_size, data, metadata, pool, options, generation, clean, data_target, metadata_target = row
+    return StoreRecord(
+        uuid=str(uuid),
+        state=StoreState(str(state)),
+        block_size=_int(block_size),
+        data=str(data),
+        metadata=str(metadata),
+        pool=str(pool),
+        options=tuple(json.loads(str(options))),
+        generation=_int(generation),
+        clean=bool(clean),
+        data_target=None if data_target is None else _int(data_target),
+        metadata_target=None if metadata_target is None else _int(metadata_target),
+    )
+
+
+def _int(value: object) -> int:
+    if not isinstance(value, int):
+        raise KernelError(f"the ledger holds {value!r} where a number belongs")
+    return value

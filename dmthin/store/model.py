@@ -1,0 +1,131 @@
+"""What the ledger holds, as values: the store's own record and its volumes."""
+
+import re
+import uuid
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+from dmthin.errors import InvalidValue
+
+_CONTAINER_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*")
+_IMAGE_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*([/:@]+[a-zA-Z0-9_.-]+)*")
+_NAME_LIMIT = 128
+
+
+class Kind(StrEnum):
+    """What a volume is for."""
+
+    BASE = "base"
+    IMAGE = "image"
+    CONTAINER = "container"
+
+
+class State(StrEnum):
+    """How far the ledger and the pool are with a volume; whatever is not ready is an intent under way.
+
+    An intent whose volume lock nobody holds was left by a process that died: MAKING and REMOVING volumes are removed,
+    a GROWING one is grown to its end.
+    """
+
+    MAKING = "making"
+    READY = "ready"
+    GROWING = "growing"
+    REMOVING = "removing"
+
+
+class StoreState(StrEnum):
+    """The same for the store as a whole."""
+
+    MAKING = "making"
+    READY = "ready"
+    DESTROYING = "destroying"
+
+
+@dataclass(frozen=True, slots=True)
+class Volume:
+    """One volume. `size` in bytes; `parent` is the device id of the volume that it descends from, None for a base.
+
+    `created` is in seconds since the epoch.
+    """
+
+    device_id: int
+    name: str
+    kind: Kind
+    state: State
+    size: int
+    file_system: str
+    parent: int | None
+    created: int
+
+    @property
+    def title(self) -> str:
+        """What an error calls it."""
+        return f"{self.kind} {self.name}"
+
+    def with_state(self, state: State) -> "Volume":
+        return replace(self, state=state)
+
+
+@dataclass(frozen=True, slots=True)
+class StoreRecord:
+    """The store itself. `data` and `metadata` are paths, relative to the store's folder for files of its own.
+
+    `pool` is the name of a pool that was there before the store, else empty. `generation` is the transaction id that
+    the pool must carry, moved at each activation. `data_target` and `metadata_target` (bytes) are set while
+    the pool is being extended to them. `clean` is false while the pool is active.
+    """
+
+    uuid: str
+    state: StoreState
+    block_size: int
+    data: str
+    metadata: str
+    pool: str
+    options: tuple[str, ...]
+    generation: int
+    clean: bool
+    data_target: int | None = None
+    metadata_target: int | None = None
+
+    @property
+    def prefix(self) -> str:
+        """How the kernel's names of this store's devices begin."""
+        return f"dmthin-{self.uuid[:8]}"
+
+    @property
+    def pool_name(self) -> str:
+        return self.pool or f"{self.prefix}-pool"
+
+    @property
+    def uuid_prefix(self) -> str:
+        """How the device-mapper uuids of this store's devices begin."""
+        return f"DMTHIN-{self.uuid}"
+
+    def device_name(self, device_id: int) -> str:
+        return f"{self.prefix}-{device_id}"
+
+    def device_uuid(self, device_id: int) -> str:
+        return f"{self.uuid_prefix}-{device_id}"
+
+
+def new_uuid() -> str:
+    """32 hexadecimal digits that name a store for ever."""
+    return uuid.uuid4().hex
+
+
+def check_name(name: str, kind: Kind) -> str:
+    """The name if Docker would allow it: for a container [a-zA-Z0-9][a-zA-Z0-9_.-]*, for an image also / : and @.
+
+    At most 128 characters. Raises InvalidValue.
+    """
+    pattern = _CONTAINER_NAME if kind is Kind.CONTAINER else _IMAGE_NAME
+    more = "" if kind is Kind.CONTAINER else ", and / : @ between them"
+    if not name:
+        raise InvalidValue(f"the {kind}'s name is empty")
+    if len(name) > _NAME_LIMIT:
+        raise InvalidValue(f"the {kind}'s name has {len(name)} characters", hint=f"use at most {_NAME_LIMIT}")
+    if not pattern.fullmatch(name):
+        raise InvalidValue(
+            f"{name!r} is no name for a {kind}", hint=f"use letters, digits, _ . and - after a letter or digit{more}"
+        )
+    return name

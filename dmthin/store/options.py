@@ -1,0 +1,217 @@
+"""Storage options with the names, units and meaning of Docker's devicemapper driver: `dm.basesize=20G`, `size=20G`.
+
+An option that dmthin does not carry out is refused by name, never taken in silence. Sizes are bytes here.
+"""
+
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from dmthin import units
+from dmthin.errors import InvalidValue
+from dmthin.kernel.thin import MAX_BLOCK_SIZE, MAX_METADATA_SIZE, MIN_BLOCK_SIZE
+from dmthin.pool import filesystem
+from dmthin.pool.filesystem import FileSystem
+from dmthin.units import GIB, KIB, format_exact
+
+_LOOP_OPTIONS = ("dm.loopdatasize", "dm.loopmetadatasize")
+_DEVICE_OPTIONS = ("dm.datadev", "dm.metadatadev")
+POOL_OPTIONS = (*_LOOP_OPTIONS, *_DEVICE_OPTIONS, "dm.thinpooldev", "dm.blocksize")
+"""Options that shape the pool when it is made, and cannot differ later."""
+
+_VOLUME_OPTIONS = (
+    "dm.basesize",
+    "dm.fs",
+    "dm.mkfsarg",
+    "dm.mountopt",
+    "dm.blkdiscard",
+    "dm.min_free_space",
+    "dm.use_deferred_removal",
+    "dm.use_deferred_deletion",
+    "dm.xfs_nospace_max_retries",
+    "dm.override_udev_sync_check",
+)
+_REFUSED = {
+    "dm.directlvm_device": "dmthin uses no LVM: give the device as dm.datadev",
+    "dm.directlvm_device_force": "dmthin uses no LVM: give the device as dm.datadev, and --force to pool create",
+    "dm.thinp_percent": "dmthin uses no LVM: the pool takes all of dm.datadev",
+    "dm.thinp_metapercent": "dmthin uses no LVM: give a device as dm.metadatadev",
+    "dm.thinp_autoextend_threshold": "extend the pool with: dmthin pool extend",
+    "dm.thinp_autoextend_percent": "extend the pool with: dmthin pool extend",
+    "dm.libdm_log_level": "dmthin does not use libdm; see dmthin --verbose",
+}
+KNOWN = (*POOL_OPTIONS, *_VOLUME_OPTIONS)
+
+
+@dataclass(frozen=True, slots=True)
+class StorageOptions:
+    """The options of a store, checked one by one and together; the defaults are Docker's, but for ext4."""
+
+    base_size: int = 10 * GIB
+    data_size: int = 100 * GIB
+    metadata_size: int = 2 * GIB
+    file_system: FileSystem = filesystem.EXT4
+    mkfs_arguments: tuple[str, ...] = ()
+    mount_options: str = ""
+    data_device: Path | None = None
+    metadata_device: Path | None = None
+    thin_pool_device: str = ""
+    block_size: int = 64 * KIB
+    discard: bool = True
+    min_free_percent: int = 10
+    deferred_removal: bool = True
+    deferred_deletion: bool = True
+    xfs_retries: int | None = None
+
+    @classmethod
+    def from_pairs(cls, pairs: Mapping[str, str]) -> "StorageOptions":
+        """The options that `parse_pairs` found. Raises InvalidValue, which names the option."""
+        given, default = _Reader(pairs), cls()
+        device = given.text("dm.datadev") or given.text("dm.thinpooldev")
+        options = cls(
+            base_size=given.size("dm.basesize", default.base_size),
+            data_size=given.size("dm.loopdatasize", default.data_size),
+            metadata_size=given.size("dm.loopmetadatasize", default.metadata_size),
+            file_system=filesystem.by_name(given.text("dm.fs") or default.file_system.name),
+            mkfs_arguments=tuple(filter(None, given.text("dm.mkfsarg").split("\0"))),
+            mount_options=given.text("dm.mountopt"),
+            data_device=given.path("dm.datadev"),
+            metadata_device=given.path("dm.metadatadev"),
+            thin_pool_device=given.text("dm.thinpooldev").removeprefix("/dev/mapper/"),
+            block_size=given.size("dm.blocksize", default.block_size),
+            # A discard on a real disk is dear, and pointless where the pool does not pass it down: Docker's default.
+            discard=given.truth("dm.blkdiscard", not device),
+            min_free_percent=given.percent("dm.min_free_space", default.min_free_percent),
+            deferred_removal=given.truth("dm.use_deferred_removal", default.deferred_removal),
+            deferred_deletion=given.truth("dm.use_deferred_deletion", default.deferred_deletion),
+            xfs_retries=given.count("dm.xfs_nospace_max_retries"),
+        )
+        given.truth("dm.override_udev_sync_check", False)
+        options._check(pairs)
+        return options
+
+    def text_of(self, key: str) -> str:
+        """One of POOL_OPTIONS as text, for comparison and messages; empty where it is not set."""
+        match key:
+            case "dm.loopdatasize":
+                return format_exact(self.data_size)
+            case "dm.loopmetadatasize":
+                return format_exact(self.metadata_size)
+            case "dm.datadev":
+                return str(self.data_device or "")
+            case "dm.metadatadev":
+                return str(self.metadata_device or "")
+            case "dm.thinpooldev":
+                return self.thin_pool_device
+            case "dm.blocksize":
+                return format_exact(self.block_size)
+        raise KeyError(key)
+
+    def _check(self, pairs: Mapping[str, str]) -> None:
+        if self.thin_pool_device:
+            for key in POOL_OPTIONS:
+                if key in pairs and key != "dm.thinpooldev":
+                    raise InvalidValue(f"{key} has no effect with dm.thinpooldev", hint="give one of them")
+        for device, loop in zip(_DEVICE_OPTIONS, _LOOP_OPTIONS, strict=True):
+            if device in pairs and loop in pairs:
+                raise InvalidValue(f"{loop} has no effect with {device}", hint="give one of them")
+        if not MIN_BLOCK_SIZE <= self.block_size <= MAX_BLOCK_SIZE or self.block_size % MIN_BLOCK_SIZE:
+            raise InvalidValue(
+                f"dm.blocksize: {format_exact(self.block_size)} is no block size of a thin pool",
+                hint="use a multiple of 64K, from 64K to 1G",
+            )
+        if self.metadata_size > MAX_METADATA_SIZE:
+            raise InvalidValue("dm.loopmetadatasize: the kernel uses no more than 15.9G", hint="give at most 15G")
+        if self.metadata_size < 2 * units.MIB:
+            raise InvalidValue("dm.loopmetadatasize: too small for a thin pool", hint="give at least 2M")
+        if self.data_size < self.block_size:
+            raise InvalidValue("dm.loopdatasize: smaller than one block of the pool", hint="give at least dm.blocksize")
+        if self.deferred_deletion and not self.deferred_removal:
+            raise InvalidValue(
+                "dm.use_deferred_deletion needs dm.use_deferred_removal", hint="set both to the same value"
+            )
+        if self.base_size % self.block_size and self.base_size % KIB:
+            raise InvalidValue("dm.basesize: not a multiple of 1K", hint="give a rounder size")
+        self.file_system.require_size(self.base_size)
+
+
+def parse_pairs(texts: Iterable[str]) -> dict[str, str]:
+    """`key=value` texts as pairs, by Docker's rules: the key's case does not matter and the last one wins.
+
+    Except that every dm.mkfsarg counts (joined by NUL here), and dm.mountopt is joined by commas. Raises InvalidValue
+    for an unknown option, with the nearest known name, and for one that dmthin does not carry out.
+    """
+    pairs: dict[str, str] = {}
+    for text in texts:
+        key, equals, value = (part.strip() for part in text.partition("="))
+        key = key.lower()
+        if not equals:
+            raise InvalidValue(f"the storage option {text!r} has no value", hint="write it as key=value")
+        if key in _REFUSED:
+            raise InvalidValue(f"{key} is not supported", hint=_REFUSED[key])
+        if key not in KNOWN:
+            near = difflib.get_close_matches(key, KNOWN, 1)
+            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(KNOWN)}"
+            raise InvalidValue(f"unknown storage option {key!r}", hint=hint)
+        if key == "dm.mkfsarg" and key in pairs:
+            value = f"{pairs[key]}\0{value}"
+        elif key == "dm.mountopt" and key in pairs:
+            value = f"{pairs[key]},{value}"
+        pairs[key] = value
+    return pairs
+
+
+def as_texts(pairs: Mapping[str, str]) -> tuple[str, ...]:
+    """The pairs as texts that `parse_pairs` reads back."""
+    return tuple(f"{key}={part}" for key, value in pairs.items() for part in value.split("\0"))
+
+
+def parse_volume_size(texts: Iterable[str]) -> int | None:
+    """The bytes of `size=20G` among the storage options of one volume, None where it is not given or 0.
+
+    Docker knows no other key here. Raises InvalidValue.
+    """
+    size = None
+    for text in texts:
+        key, equals, value = (part.strip() for part in text.partition("="))
+        if not equals or key.lower() != "size":
+            raise InvalidValue(f"unknown storage option {text!r} for a volume", hint="only size=SIZE is known")
+        size = units.parse_size(value, "size") or None
+    if size is not None and size % KIB:
+        raise InvalidValue(f"size: {size} is not a multiple of 1K", hint="give a rounder size")
+    return size
+
+
+class _Reader:
+    """Typed access to the pairs."""
+
+    def __init__(self, pairs: Mapping[str, str]) -> None:
+        self._pairs = pairs
+
+    def text(self, key: str) -> str:
+        return self._pairs.get(key, "")
+
+    def path(self, key: str) -> Path | None:
+        if not (text := self.text(key)):
+            return None
+        if not text.startswith("/"):
+            raise InvalidValue(f"{key}: {text!r} is not an absolute path", hint="name a device such as /dev/sdb")
+        return Path(text)
+
+    def size(self, key: str, default: int) -> int:
+        return units.parse_size(self._pairs[key], key) if key in self._pairs else default
+
+    def truth(self, key: str, default: bool) -> bool:
+        return units.parse_bool(self._pairs[key], key) if key in self._pairs else default
+
+    def percent(self, key: str, default: int) -> int:
+        return units.parse_percent(self._pairs[key], key, sign_required=True) if key in self._pairs else default
+
+    def count(self, key: str) -> int | None:
+        if key not in self._pairs:
+            return None
+        text = self._pairs[key]
+        if not text.isdecimal() or not text.isascii() or int(text) >= 1 << 64:
+            raise InvalidValue(f"{key}: {text!r} is not a count", hint="write a whole number, such as 0")
+        return int(text)

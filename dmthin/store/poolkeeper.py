@@ -1,0 +1,296 @@
+"""Bringing a store's pool up and down, and growing it. Every function here runs with the pool's lock held alone.
+
+Each first writes what it is about to do into the store's record, so that whoever comes next can finish it or undo it.
+"""
+
+import logging
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+from dmthin.errors import AlreadyExists, DmthinError, InUse, InvalidValue, NeedsRepair, NotFound, Unavailable
+from dmthin.kernel import block, mount
+from dmthin.kernel.devicemapper import DeviceInfo, DeviceMapper
+from dmthin.kernel.thin import PoolMode, PoolStatus, PoolTable
+from dmthin.pool import metadata
+from dmthin.pool.backing import Backing
+from dmthin.pool.thinpool import ThinPool
+from dmthin.store.layout import Layout
+from dmthin.store.ledger import Ledger
+from dmthin.store.model import StoreRecord, StoreState
+from dmthin.units import METADATA_BLOCK, format_exact
+
+logger = logging.getLogger(__name__)
+
+_LOW_WATER_BLOCKS = 32768
+"""Free data blocks at which the kernel raises an event, at most a tenth of the pool: Docker's figure, 2G of 64K."""
+
+
+class PoolKeeper:
+    """The life of one store's pool. `dm` serves the quick requests, `builder` makes and unmakes the pool."""
+
+    def __init__(self, layout: Layout, ledger: Ledger, dm: DeviceMapper, builder: DeviceMapper) -> None:
+        self._layout = layout
+        self._ledger = ledger
+        self._dm = dm
+        self._builder = builder
+
+    def pool(self, record: StoreRecord) -> ThinPool:
+        """The pool that the record names, active or not."""
+        return ThinPool(record.pool_name, f"{record.uuid_prefix}-pool", self._dm, self._builder)
+
+    def is_in_order(self, record: StoreRecord, info: DeviceInfo | None) -> bool:
+        """Whether there is nothing to finish, undo or activate. One comparison of what is known: no more."""
+        return (
+            record.state is StoreState.READY
+            and not record.clean
+            and record.data_target is None
+            and record.metadata_target is None
+            and info is not None
+            and info.live_table
+            and not info.suspended
+        )
+
+    def recover(self) -> StoreRecord:
+        """Finish or undo what a process that died has left, and bring the pool up. Raises NotFound if nothing is left.
+
+        This is the first step of every change that finds the pool not in order, a reboot included.
+        """
+        record = self._ledger.store()
+        if record.state is not StoreState.READY:
+            self.demolish(record)
+            raise NotFound(f"{self._layout.root} is no store any more", hint="make one with: dmthin pool create")
+        record = self._activate(record)
+        if record.data_target is not None or record.metadata_target is not None:
+            record = self._finish_growth(record)
+        return record
+
+    def build(self, record: StoreRecord) -> StoreRecord:
+        """Make a pool from nothing for a record that is being made: files, loops, pool device."""
+        data, meta = self._layout.data(record), self._layout.metadata(record)
+        if not record.pool:
+            for backing, length in ((data, record.data_target), (meta, record.metadata_target)):
+                if backing.is_file and length is not None:
+                    backing.make(length)
+                elif not backing.is_file and backing is meta:
+                    block.wipe_first_block(backing.path)
+        record = replace(record, data_target=None, metadata_target=None)
+        return self._activate(record)
+
+    def demolish(self, record: StoreRecord) -> None:
+        """Take everything of a store away: devices, loops, files, and last the record itself. Safe to repeat.
+
+        A block device stays, with its first metadata block zeroed; a pool that was there before stays, emptied.
+        """
+        pool = self.pool(record)
+        self.deactivate_volumes(record)
+        if record.pool:
+            self._empty_foreign_pool(pool)
+        else:
+            pool.deactivate()
+            data, meta = self._layout.data(record), self._layout.metadata(record)
+            for backing in (data, meta):
+                backing.detach()
+            if not meta.is_file:
+                block.wipe_first_block(meta.path)
+            for backing in (data, meta):
+                if backing.is_file:
+                    block.remove_file(backing.path)
+        self._unmount_all()
+        for folder in (self._layout.mounts, self._layout.work_point(0).parent):
+            block.remove_folders(folder)
+        self._ledger.remove()
+
+    def destroy(self, record: StoreRecord) -> None:
+        """End a store for good. Raises InUse while a volume is in use; nothing has gone then."""
+        self.deactivate_volumes(record)
+        self.demolish(self._save(replace(record, state=StoreState.DESTROYING), "destroy"))
+
+    def deactivate(self, record: StoreRecord) -> StoreRecord:
+        """Take the pool down cleanly. Raises InUse, which names them, while volumes are in use."""
+        pool = self.pool(record)
+        self.deactivate_volumes(record)
+        self._unmount_all()
+        if not record.pool:
+            pool.deactivate()
+            self._layout.data(record).detach()
+            self._layout.metadata(record).detach()
+        return self._save(replace(record, clean=True), "pool down")
+
+    def deactivate_volumes(self, record: StoreRecord) -> None:
+        """Remove the devices of all volumes. Raises InUse, which names the first that is open, before removing any."""
+        active = [
+            device.name
+            for device in self._dm.devices()
+            if device.name.startswith(f"{record.prefix}-") and device.name != record.pool_name
+        ]
+        for name in active:
+            with suppress(NotFound):
+                if self._dm.info(name).open_count:
+                    raise self._busy(record, name)
+        for name in active:
+            with suppress(NotFound):
+                self._dm.remove(name)
+
+    def require_growth(self, record: StoreRecord, data_size: int | None, metadata_size: int | None) -> StoreRecord:
+        """The record with the targets of an extension, checked: nothing shrinks, devices are large enough.
+
+        Raises InvalidValue, NeedsRepair (the kernel grows no pool that needs a check).
+        """
+        if record.pool:
+            raise InvalidValue(
+                f"the pool {record.pool} was made outside of dmthin", hint="extend it with the tool that made it"
+            )
+        pool = self.pool(record)
+        status = pool.status()
+        if status.mode is PoolMode.FAIL or status.needs_check:
+            pool.require_writable(status)
+        data, meta = self._layout.data(record), self._layout.metadata(record)
+        data_now = status.data_total_blocks * record.block_size
+        metadata_now = status.metadata_total_blocks * METADATA_BLOCK
+        return replace(
+            record,
+            data_target=_target("data", data, data_now, data_size, record.block_size),
+            metadata_target=_target("metadata", meta, metadata_now, metadata_size, METADATA_BLOCK),
+        )
+
+    def grow(self, record: StoreRecord) -> StoreRecord:
+        """Extend the pool to the targets of its record, which are durable first."""
+        return self._finish_growth(self._save(record, "pool grow"))
+
+    def status(self, record: StoreRecord) -> PoolStatus:
+        """The kernel's own line."""
+        return self.pool(record).status()
+
+    def metadata_node(self, record: StoreRecord) -> Path:
+        """The device that holds the live pool's metadata."""
+        return block.node_of(self.pool(record).table().metadata_device)
+
+    def _activate(self, record: StoreRecord) -> StoreRecord:
+        pool = self.pool(record)
+        if record.pool:
+            info = self._foreign(pool)
+        else:
+            info = self._bring_up(pool, record)
+        if info.suspended:
+            self._dm.resume(pool.name)
+        record = self._move_generation(pool, record)
+        self._layout.mounts.mkdir(mode=0o700, exist_ok=True)
+        mount.ensure_shared(self._layout.mounts)
+        return record
+
+    def _bring_up(self, pool: ThinPool, record: StoreRecord) -> DeviceInfo:
+        """The pool on its two devices; loops that this attached are released again if it fails."""
+        backings = (self._layout.data(record), self._layout.metadata(record))
+        info = pool.info()
+        fresh = [backing for backing in backings if backing.attached_number() is None]
+        if info is not None and info.live_table:
+            self._require_own_devices(pool, backings)
+            return info
+        try:
+            data, meta = (backing.attach() for backing in backings)
+            if not record.clean and record.state is StoreState.READY:
+                logger.info("the pool was not shut down cleanly: checking its metadata")
+                metadata.check(backings[1].path)
+            return pool.activate(self._table(record, data, meta))
+        except BaseException:
+            for backing in fresh:
+                with suppress(DmthinError):
+                    backing.detach()
+            raise
+
+    def _table(self, record: StoreRecord, data: str, meta: str) -> PoolTable:
+        return pool_table(self._layout.data(record).size(), data, meta, record.block_size)
+
+    def _require_own_devices(self, pool: ThinPool, backings: tuple[Backing, Backing]) -> None:
+        """A store that was copied has the same names: its pool may be the original's."""
+        table = pool.table()
+        if (table.data_device, table.metadata_device) != tuple(backing.attached_number() for backing in backings):
+            held = block.describe(table.data_device)
+            raise AlreadyExists(
+                f"the pool {pool.name} is held by another store, on {held}", hint="use that store, or take its pool down"
+            )
+
+    def _foreign(self, pool: ThinPool) -> DeviceInfo:
+        info = pool.info()
+        if info is None or not info.live_table:
+            raise Unavailable(f"the pool {pool.name} is not active", hint="activate it with the tool that made it")
+        return info
+
+    def _move_generation(self, pool: ThinPool, record: StoreRecord) -> StoreRecord:
+        """Let the pool's transaction id and the ledger move together, once in each activation.
+
+        The ledger goes first, so a pool one behind is a process that died in between. Anything else is a ledger that
+        was restored from an old copy, or another program's work on the pool.
+        """
+        found = pool.status()
+        pool.require_usable(found)
+        expected = (record.generation,) if record.clean else (record.generation - 1, record.generation)
+        if found.transaction_id not in expected:
+            raise NeedsRepair(
+                f"the pool {pool.name} is of generation {found.transaction_id}, the ledger of {record.generation}",
+                hint="the ledger was restored from an old copy, or another program has changed the pool",
+            )
+        if record.clean:
+            record = self._save(replace(record, generation=record.generation + 1, clean=False), "pool up")
+        if found.transaction_id != record.generation and found.mode is not PoolMode.READ_ONLY:
+            pool.set_transaction_id(found.transaction_id, record.generation)
+        return record
+
+    def _finish_growth(self, record: StoreRecord) -> StoreRecord:
+        pool = self.pool(record)
+        data, meta = self._layout.data(record), self._layout.metadata(record)
+        if record.data_target is not None:
+            data.grow(record.data_target)
+        if record.metadata_target is not None:
+            meta.grow(record.metadata_target)
+        table = self._table(record, pool.table().data_device, pool.table().metadata_device)
+        pool.reload(table)
+        return self._save(replace(record, data_target=None, metadata_target=None), "pool grown")
+
+    def _empty_foreign_pool(self, pool: ThinPool) -> None:
+        if not pool.is_active():
+            return
+        for volume in self._ledger.volumes():
+            pool.delete(volume.device_id)
+        transaction_id = pool.status().transaction_id
+        if transaction_id:
+            pool.set_transaction_id(transaction_id, 0)
+
+    def _unmount_all(self) -> None:
+        """Unmount what is mounted below the store, the shared folder of mounts last. Raises InUse."""
+        for entry in mount.under(self._layout.root):
+            if entry.target != str(self._layout.root):
+                mount.unmount(Path(entry.target))
+
+    def _busy(self, record: StoreRecord, device: str) -> InUse:
+        number = device.removeprefix(f"{record.prefix}-")
+        volume = self._ledger.by_id(int(number)) if number.isdigit() else None
+        title = volume.title if volume else f"device {device}"
+        return InUse(f"the {title} is in use", hint="unmount it first: dmthin container unmount")
+
+    def _save(self, record: StoreRecord, name: str) -> StoreRecord:
+        with self._ledger.transaction(name):
+            self._ledger.save_store(record)
+        return record
+
+
+def pool_table(data_size: int, data: str, meta: str, block_size: int) -> PoolTable:
+    """The table of a pool on two devices: as many whole blocks as there are in `data_size` bytes."""
+    blocks = data_size // block_size
+    return PoolTable(blocks * block_size, meta, data, block_size, min(_LOW_WATER_BLOCKS, blocks // 10))
+
+
+def _target(what: str, backing: Backing, now: int, wanted: int | None, step: int) -> int | None:
+    """The bytes to grow to, in whole blocks; None if there is nothing to do. A grown block device is taken as it is."""
+    if wanted is None:
+        available = now if backing.is_file else backing.size() // step * step
+        return available if available > now else None
+    if wanted < now:
+        raise InvalidValue(
+            f"the pool's {what} has {format_exact(now)} and cannot shrink to {format_exact(wanted)}",
+            hint="a thin pool only grows",
+        )
+    if not backing.is_file and wanted > backing.size():
+        raise InvalidValue(f"{backing.path} has only {format_exact(backing.size())}", hint="grow the device first")
+    return wanted // step * step if wanted // step * step > now else None

@@ -1,0 +1,365 @@
+"""Volumes as the store makes, activates, mounts and removes them: each change one transaction between ledger and pool.
+
+A change writes its intent (a record that is not READY, its volume's lock held), sends the pool's message, and writes
+the result. An intent whose lock is free was left by a process that died, and `sweep` ends it.
+"""
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from dmthin.errors import DmthinError, InUse, InvalidValue, NotFound, PartlyDone
+from dmthin.failpoint import step
+from dmthin.kernel import holders, mount
+from dmthin.kernel.devicemapper import DeviceInfo, DeviceMapper
+from dmthin.pool import filesystem
+from dmthin.pool.thinpool import ThinPool
+from dmthin.pool.volume import ThinVolume
+from dmthin.store.layout import Layout
+from dmthin.store.ledger import Ledger
+from dmthin.store.locks import Locks
+from dmthin.store.model import Kind, State, StoreRecord, Volume
+from dmthin.store.options import StorageOptions
+from dmthin.units import format_exact
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ActivePool:
+    """The pool while a change shares it: it is up, and its table stays as it is."""
+
+    thin: ThinPool
+    number: str
+    record: StoreRecord
+
+
+Change = Callable[[], AbstractContextManager[ActivePool]]
+
+
+class Volumes:
+    """The volumes of one store, without regard to what they are for. `change` is the store's (`Store.change`)."""
+
+    def __init__(
+        self, layout: Layout, ledger: Ledger, locks: Locks, dm: DeviceMapper, options: StorageOptions, change: Change
+    ) -> None:
+        self._layout = layout
+        self._ledger = ledger
+        self._locks = locks
+        self._dm = dm
+        self._options = options
+        self._change = change
+
+    @contextmanager
+    def making(
+        self,
+        name: str,
+        kind: Kind,
+        *,
+        size: int,
+        file_system: str,
+        parent: Volume | None,
+        origin: Volume | None = None,
+        activate: bool = False,
+    ) -> Iterator[Volume]:
+        """Make a volume: a snapshot of `origin` (by default the parent), or empty; READY when the block ends well.
+
+        Whatever ends the block otherwise, or this process, leaves no volume. `parent` is what the ledger calls its
+        descent; `activate` makes its block device at once. Raises AlreadyExists (name), NotFound (parent gone), NoDataSpace.
+        """
+        origin = origin or parent
+        with ExitStack() as held:
+            with self._change() as pool:
+                pool.thin.require_data_space(self._options.min_free_percent)
+                with self._ledger.transaction(f"make {name}"):
+                    added = self._ledger.add(name, kind, size, file_system, parent, self._locks)
+                    held.enter_context(added.lock)
+                volume = added.volume
+                with self._ending_on_failure(volume, pool):
+                    self._create(pool, volume, origin)
+                    if activate:
+                        self.thin(pool, volume).activate(pool.number)
+            with self._ending_on_failure(volume):
+                yield volume
+                with self._ledger.transaction(f"made {name}"):
+                    self._ledger.save(volume.with_state(State.READY))
+
+    def remove(self, volume: Volume, *, force: bool = False) -> None:
+        """Remove a volume and give its space back.
+
+        Raises InUse for one that is mounted, open or has children. With `force` a mount is detached lazily and the
+        rest is left to the last user's end, if dm.use_deferred_deletion allows.
+        """
+        with self.locked(volume) as volume, self._change() as pool:
+            thin = self.thin(pool, volume)
+            self._require_unused(volume, thin, force=force)
+            with self._ledger.transaction(f"remove {volume.name}"):
+                self._ledger.require_childless(volume)
+                doomed = replace(volume, name=f"@removing/{volume.device_id}", state=State.REMOVING)
+                self._ledger.save(doomed)
+            self._drop_mount_point(volume)
+            self._end(pool, doomed)
+
+    def activate(self, volume: Volume) -> DeviceInfo:
+        """Make the block device of a volume, or find it made."""
+        with self._change() as pool:
+            return self.thin(pool, volume).activate(pool.number)
+
+    def deactivate(self, volume: Volume) -> None:
+        """Remove the block device; one that is busy goes with its last user, if dm.use_deferred_removal allows."""
+        with self._change() as pool:
+            self.thin(pool, volume).deactivate(deferred=self._options.deferred_removal)
+
+    def mount(self, volume: Volume, target: Path) -> Path:
+        """Mount a volume at a folder, which is made if need be; a mount of it that is there already will do."""
+        with self.locked(volume) as volume:
+            return self._mount(volume, target)
+
+    def unmount(self, volume: Volume, *, force: bool = False) -> bool:
+        """Unmount a volume wherever this namespace has it, and remove its device. False if it was not mounted.
+
+        Raises InUse, which names the holders; with `force` the mounts are detached lazily.
+        """
+        with self.locked(volume) as volume:
+            info = self.info(volume)
+            if info is None:
+                return False
+            mounts = mount.of_device(info.dev)
+            for entry in reversed(mounts):
+                self._unmount_one(volume, info, Path(entry.target), force=force)
+            self._drop_mount_point(volume)
+            self.deactivate(volume)
+            return bool(mounts)
+
+    @contextmanager
+    def mounted_for_work(self, volume: Volume) -> Iterator[Path]:
+        """A volume that nobody else uses, mounted at a place of its own for a moment and inactive afterwards."""
+        target = self._mount(volume, self._layout.work_point(volume.device_id))
+        try:
+            yield target
+        finally:
+            mount.unmount(target)
+            with suppress(OSError):
+                target.rmdir()
+            self.deactivate(volume)
+
+    def grow(self, volume: Volume, size: int) -> Volume:
+        """Let a volume and its file system have `size` bytes; mounted or not. Raises InvalidValue for less than now."""
+        with self.locked(volume) as volume:
+            if size < volume.size:
+                raise InvalidValue(
+                    f"the {volume.title} has {format_exact(volume.size)} and cannot shrink to {format_exact(size)}",
+                    hint="a volume only grows",
+                )
+            with self._change() as pool:
+                pool.thin.require_data_space(0)
+            larger = replace(volume, size=size, state=State.GROWING)
+            with self._ledger.transaction(f"grow {volume.name}"):
+                self._ledger.save(larger)
+            return self._finish_growth(larger)
+
+    def fill_device(self, volume: Volume) -> None:
+        """Let the file system of a volume fill its device, wherever that is mounted."""
+        kind = filesystem.by_name(volume.file_system)
+        info = self.activate(volume)
+        mounts = mount.of_device(info.dev)
+        if mounts:
+            kind.grow(info.node, Path(mounts[-1].target))
+            return
+        with self.mounted_for_work(volume) as target:
+            kind.grow(info.node, target)
+
+    def info(self, volume: Volume) -> DeviceInfo | None:
+        """The kernel's view of a volume, None while it is not active."""
+        try:
+            return self._dm.info(self._ledger.store().device_name(volume.device_id))
+        except NotFound:
+            return None
+
+    def thin(self, pool: ActivePool, volume: Volume) -> ThinVolume:
+        """The volume as a device of the pool."""
+        record, number = pool.record, volume.device_id
+        names = (record.device_name(number), record.device_uuid(number))
+        return ThinVolume(pool.thin, number, volume.size, *names, self._dm)
+
+    def sweep(self, pool: ActivePool) -> list[Volume]:
+        """End what processes that died have left: remove what they were making or removing.
+
+        Returns the volumes that they were growing, which the caller finishes once it no longer holds the pool. One that
+        cannot be ended now is left for the next change, with a warning: it must not stop the others.
+        """
+        growing = []
+        for volume in self._ledger.unfinished():
+            lock = self._locks.try_volume(volume.device_id)
+            if lock is None:
+                continue
+            with lock:
+                now = self._ledger.by_id(volume.device_id)
+                if now is None or now.state is State.READY:
+                    continue
+                if now.state is State.GROWING:
+                    growing.append(now)
+                    continue
+                try:
+                    if now.state is State.MAKING:
+                        self._resume_abandoned(pool)
+                    self._end(pool, now, patient=False)
+                except DmthinError as error:
+                    logger.warning("the unfinished %s stays for now: %s", now.title, error)
+        return growing
+
+    def finish_growth(self, volume: Volume) -> None:
+        """End what a process that died has left of growing a volume; a failure is a warning, as in `sweep`."""
+        lock = self._locks.try_volume(volume.device_id)
+        if lock is None:
+            return
+        with lock:
+            now = self._ledger.by_id(volume.device_id)
+            if now is None or now.state is not State.GROWING:
+                return
+            try:
+                self._finish_growth(now)
+            except DmthinError as error:
+                logger.warning("the %s is not grown yet: %s", now.title, error)
+
+    def _mount(self, volume: Volume, target: Path) -> Path:
+        info = self.activate(volume)
+        if any(entry.target == str(target) for entry in mount.of_device(info.dev)):
+            return target
+        if mount.is_mounted(target):
+            raise InUse(f"something else is mounted at {target}", hint="choose another folder")
+        kind = filesystem.by_name(volume.file_system)
+        try:
+            target.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except FileExistsError:
+            raise InvalidValue(f"{target} is not a folder", hint="choose another one") from None
+        options = filesystem.join_options(kind.mount_options, self._options.mount_options)
+        mount.mount(info.node, target, kind.name, options)
+        if kind is filesystem.XFS and self._options.xfs_retries is not None:
+            filesystem.set_xfs_retries(info.node, self._options.xfs_retries)
+        return target
+
+    def _finish_growth(self, volume: Volume) -> Volume:
+        """Make the device and the file system as large as the record says; the record is READY whatever comes of it.
+
+        A file system that cannot be grown keeps the volume usable, so it is not tried again at every change.
+        """
+        try:
+            self.fill_device(volume)
+        except DmthinError as error:
+            raise PartlyDone(
+                f"the {volume.title} has {format_exact(volume.size)} now, but its file system is not grown: {error}",
+                hint="run the same resize again",
+            ) from None
+        finally:
+            ready = volume.with_state(State.READY)
+            with self._ledger.transaction(f"grown {volume.name}"):
+                self._ledger.save(ready)
+        return ready
+
+    def _create(self, pool: ActivePool, volume: Volume, origin: Volume | None) -> None:
+        if origin is None:
+            pool.thin.create_thin(volume.device_id)
+            return
+        with self.thin(pool, origin).quiesced():
+            pool.thin.create_snap(volume.device_id, origin.device_id)
+
+    @contextmanager
+    def _ending_on_failure(self, volume: Volume, pool: ActivePool | None = None) -> Iterator[None]:
+        """Remove a volume that is being made if the block fails; what cannot be removed now, the next sweep will."""
+        try:
+            yield
+        except BaseException:
+            try:
+                with nullcontext(pool) if pool else self._change() as active:
+                    self._end(active, volume)
+            except DmthinError as error:
+                logger.warning("the unfinished %s stays for now: %s", volume.title, error)
+            raise
+
+    def _end(self, pool: ActivePool, volume: Volume, *, patient: bool = True) -> None:
+        """Remove whatever there is of a volume, the ledger's record last. The caller holds its lock.
+
+        A device that somebody still has open is left with its record, for the next sweep; `patient` waits a little
+        for it first.
+        """
+        thin = self.thin(pool, volume)
+        work = self._layout.work_point(volume.device_id)
+        if info := thin.info():
+            for entry in reversed(mount.of_device(info.dev)):
+                mount.unmount(Path(entry.target), lazy=True)
+        with suppress(OSError):
+            work.rmdir()
+        if volume.state is State.REMOVING and self._options.discard and not (info and info.open_count):
+            with suppress(NotFound):
+                thin.activate(pool.number)
+                thin.discard_all()
+        if not thin.deactivate(deferred=True, patient=patient):
+            logger.info("the %s is still in use and goes with its last user", volume.title)
+            return
+        pool.thin.delete(volume.device_id)
+        with self._ledger.transaction(f"forget {volume.name}"):
+            self._ledger.forget(volume)
+
+    def _require_unused(self, volume: Volume, thin: ThinVolume, *, force: bool) -> None:
+        """Raise InUse for a volume that is mounted or open; with `force` detach it instead."""
+        info = thin.info()
+        if info is None or not info.open_count:
+            return
+        places = [entry.target for entry in mount.of_device(info.dev)]
+        if not force:
+            if places:
+                who = _others(info)
+                used = f", in use by {who}" if who else ""
+                raise InUse(
+                    f"the {volume.title} is mounted at {places[0]}{used}",
+                    hint=f"run: dmthin container unmount {volume.name}, or give --force",
+                )
+            who = holders.describe(info.dev) or "something in the kernel"
+            raise InUse(f"the {volume.title} is in use by {who}", hint="stop that first")
+        if not self._options.deferred_deletion:
+            raise InUse(f"the {volume.title} is in use, and dm.use_deferred_deletion is false", hint="unmount it first")
+        for place in reversed(places):
+            mount.unmount(Path(place), lazy=True)
+
+    def _unmount_one(self, volume: Volume, info: DeviceInfo, target: Path, *, force: bool) -> None:
+        try:
+            mount.unmount(target, lazy=force)
+        except InUse:
+            who = _others(info) or "something in the kernel"
+            raise InUse(
+                f"the {volume.title} is in use by {who}", hint="stop that first, or give --force to detach it lazily"
+            ) from None
+
+    def _drop_mount_point(self, volume: Volume) -> None:
+        if volume.kind is Kind.CONTAINER:
+            with step(f"remove {self._layout.mount_point(volume.name)}"), suppress(OSError):
+                self._layout.mount_point(volume.name).rmdir()
+
+    @contextmanager
+    def locked(self, volume: Volume) -> Iterator[Volume]:
+        """The volume as it is once its lock is held. Raises NotFound if another has removed it meanwhile."""
+        with self._locks.volume(volume.device_id):
+            now = self._ledger.by_id(volume.device_id)
+            if now is None or now.name != volume.name or now.state in (State.MAKING, State.REMOVING):
+                raise NotFound(f"the {volume.title} has been removed meanwhile")
+            if now.state is State.GROWING:
+                now = self._finish_growth(now)
+            yield now
+
+    def _resume_abandoned(self, pool: ActivePool) -> None:
+        """Resume volumes that a process suspended and died, its guard too: those whose lock is free."""
+        for volume in self._ledger.volumes():
+            info = self.thin(pool, volume).info()
+            if info is None or not info.suspended:
+                continue
+            if lock := self._locks.try_volume(volume.device_id):
+                with lock, suppress(NotFound):
+                    self._dm.resume(info.name)
+
+
+def _others(info: DeviceInfo) -> str:
+    """The holders of a volume besides our own mounts of it, in words."""
+    return ", ".join(str(holder) for holder in holders.of_device(info.dev)[:5] if holder.pid)

@@ -1,0 +1,137 @@
+"""A real dm-thin kernel for every test here, clean before and clean after: `scripts/test --tier kernel` boots one."""
+
+import itertools
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from dmthin.kernel import loop, mount
+from dmthin.kernel.dmioctl import IoctlDeviceMapper
+from dmthin.kernel.dmsetup import Dmsetup
+from dmthin.pool import metadata
+from dmthin.store.create import create_store
+from dmthin.store.model import State
+from dmthin.store.store import Store
+
+SMALL = ("dm.loopdatasize=4G", "dm.loopmetadatasize=64M", "dm.basesize=256M")
+"""Storage options of a store that is quick to make."""
+
+_SCRATCH = Path(os.environ.get("DMTHIN_SCRATCH", "/var/lib/scratch"))
+_numbers = itertools.count()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def kernel() -> None:
+    """Fail at once, and say how, where there is no dm-thin to test on."""
+    try:
+        with IoctlDeviceMapper() as dm:
+            assert "thin-pool" in dm.target_versions()
+    except Exception as error:
+        pytest.exit(f"these tests need a dm-thin kernel; run scripts/test --tier kernel ({error})", returncode=3)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left() -> Iterator[None]:
+    """Every test leaves the kernel as it found it."""
+    before = kernel_state()
+    yield
+    assert kernel_state() == before
+
+
+@pytest.fixture
+def dm() -> Iterator[IoctlDeviceMapper]:
+    """A connection to the kernel's device-mapper."""
+    with IoctlDeviceMapper() as connection:
+        yield connection
+
+
+@pytest.fixture
+def dmsetup() -> Dmsetup:
+    """Device-mapper by dmsetup processes."""
+    return Dmsetup()
+
+
+@pytest.fixture
+def scratch() -> Iterator[Path]:
+    """An empty folder on a file system that takes direct I/O and punches holes; gone afterwards."""
+    folder = _SCRATCH / f"test-{os.getpid()}-{next(_numbers)}"
+    folder.mkdir(parents=True)
+    yield folder
+    subprocess.run(["rm", "-rf", "--one-file-system", str(folder)], check=True)
+
+
+@pytest.fixture
+def make_store(scratch: Path) -> Iterator[Callable[..., Store]]:
+    """Make stores that are taken down, checked and destroyed after the test."""
+    with ExitStack() as stack:
+
+        def make(*options: str, name: str = "store") -> Store:
+            store = create_store(scratch / name, (*SMALL, *options))
+            stack.callback(take_down, store)
+            return store
+
+        yield make
+
+
+@pytest.fixture
+def store(make_store: Callable[..., Store]) -> Store:
+    """A small store; its pool is checked when it comes down."""
+    return make_store()
+
+
+@pytest.fixture
+def image(store: Store, tree: Path) -> str:
+    """The name of an image in `store`."""
+    store.images.import_("image", tree)
+    return "image"
+
+
+@pytest.fixture
+def tree(scratch: Path) -> Path:
+    """A small folder to make images of."""
+    folder = scratch / "tree"
+    (folder / "etc").mkdir(parents=True)
+    (folder / "etc/motd").write_text("hello\n")
+    (folder / "empty").mkdir()
+    return folder
+
+
+def take_down(store: Store) -> None:
+    """Unmount everything, take the pool down, check it against the ledger, destroy the store."""
+    if not store.layout.ledger.exists():
+        store.close()
+        return
+    for entry in mount.under(store.layout.root):
+        if entry.target != str(store.layout.mounts):
+            mount.unmount(Path(entry.target), lazy=True)
+    check_store(store)
+    store.pool.destroy()
+    store.close()
+
+
+def check_store(store: Store) -> None:
+    """Take the pool down; its metadata passes thin_check and holds exactly the ledger's volumes."""
+    store.pool.activate()
+    assert store.ledger.unfinished() == [], "something under way was not ended"
+    store.pool.deactivate()
+    record = store.ledger.store()
+    if record.pool:
+        return
+    meta = store.layout.metadata(record)
+    path = meta.path
+    metadata.check(path)
+    assert metadata.device_ids(path) == {volume.device_id for volume in store.ledger.volumes()}
+    assert all(volume.state is State.READY for volume in store.ledger.volumes())
+
+
+def kernel_state() -> dict[str, list[str]]:
+    """Every mapped device, bound loop and mount there is."""
+    with IoctlDeviceMapper() as dm:
+        devices = sorted(device.name for device in dm.devices())
+    loops = [str(index) for index in loop.bound()]
+    mounts = sorted(f"{entry.target} {entry.fs_type}" for entry in mount.table())
+    return {"devices": devices, "loops": loops, "mounts": mounts}
