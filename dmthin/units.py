@@ -59,9 +59,9 @@ def format_size(size: int) -> str:
     if abs(size) < KIB:
         return f"{size}B" if size else "0"
     value = float(size)
-    for unit in "KMGTPE":
+    for unit in "KMGTP":
         value /= 1024
-        if abs(value) < 999.5 or unit == "E":
+        if abs(value) < 999.5 or unit == "P":
             break
     digits = 2 if abs(value) < 9.995 else 1 if abs(value) < 99.95 else 0
     return f"{value:.{digits}f}{unit}"

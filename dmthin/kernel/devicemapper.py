@@ -6,10 +6,18 @@ and repeat. Words are those of the kernel's Documentation/admin-guide/device-map
 """
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntFlag
 from typing import Protocol
+
+from dmthin.errors import InvalidValue
+
+NAME_LIMIT = 127
+UUID_LIMIT = 128
+_PLAIN = re.compile(r"[A-Za-z0-9#+.:=@_][A-Za-z0-9#+.:=@_-]*")
+_RESERVED = frozenset({".", "..", "control"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +85,27 @@ class DeviceName:
     dev: int
 
 
+def check_name(name: str) -> str:
+    """The name of a device, if it is one that every program shows as it is.
+
+    libdm writes other characters as `\\xNN` in the kernel's name: one device would have two names. Raises InvalidValue.
+    """
+    return _check("device name", name, NAME_LIMIT)
+
+
+def check_uuid(uuid: str) -> str:
+    """The same for a device-mapper uuid, which may be empty."""
+    return _check("device-mapper uuid", uuid, UUID_LIMIT) if uuid else ""
+
+
+def _check(what: str, text: str, limit: int) -> str:
+    if len(text) > limit:
+        raise InvalidValue(f"the {what} {text!r} is longer than {limit} bytes")
+    if not _PLAIN.fullmatch(text) or text in _RESERVED:
+        raise InvalidValue(f"{text!r} is no {what}", hint="use letters, digits and # + - . : = @ _")
+    return text
+
+
 class UdevRules(IntFlag):
     """What udev's rules leave undone for a device's events (libdm's DM_UDEV_* flags)."""
 
@@ -94,7 +123,11 @@ class UdevRules(IntFlag):
 
 
 class DeviceMapper(Protocol):
-    """Mapped devices by name. Every method raises an error of dmthin.errors that names the device."""
+    """Mapped devices by name. Every method raises an error of dmthin.errors that names the device.
+
+    A name that `check_name` does not take is InvalidValue for all of them; `devices` lists such names too, as the
+    kernel has them.
+    """
 
     def version(self) -> Version:
         """The kernel's ioctl interface. Raises Unavailable without device-mapper, NotPermitted without rights."""
@@ -123,7 +156,7 @@ class DeviceMapper(Protocol):
         """Make an inactive table live if there is one, and let I/O go on."""
 
     def message(self, name: str, text: str, sector: int = 0) -> str:
-        """Send a message to a target and return its answer, mostly empty."""
+        """Send a message to a target and return its answer, mostly empty. NotFound without a live table."""
 
     def status(self, name: str, *, flush: bool = False) -> list[Target]:
         """The targets' status; with `flush` a thin-pool commits first, which can block."""

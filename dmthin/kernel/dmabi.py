@@ -14,7 +14,6 @@ from dmthin.kernel.devicemapper import DeviceInfo, DeviceName, Target, Version
 HEADER = struct.Struct("=3I3Ii3IQ128s129s7x")
 HEADER_SIZE = 312
 TARGET_SPEC = struct.Struct("=QQiI16s")
-NAME_LIMIT = 127
 INTERFACE = (4, 0, 0)
 """What we ask for: the kernel accepts any minor up to its own and answers with its own."""
 

@@ -4,7 +4,6 @@ Buffers start at 1024 bytes, because CPython 3.11 gives up its lock during an io
 that needs more is copied to the kernel in one longer call.
 """
 
-import errno
 import fcntl
 import os
 import select
@@ -12,16 +11,17 @@ import time
 from collections.abc import Sequence
 from typing import Self
 
-from dmthin.errors import InvalidValue, TimeLimit, Unavailable
+from dmthin.errors import NotFound, TimeLimit, Unavailable
 from dmthin.failpoint import step
 from dmthin.kernel import dmabi
-from dmthin.kernel.devicemapper import DeviceInfo, DeviceName, Target, UdevRules, Version
+from dmthin.kernel.devicemapper import DeviceInfo, DeviceName, Target, UdevRules, Version, check_name, check_uuid
 from dmthin.kernel.dmabi import Flag, Header, Request
 from dmthin.kernel.dmerrors import NO_DEVICE_MAPPER, translate
 
 CONTROL = "/dev/mapper/control"
 _BUFFER = 1024
 _LARGEST_REPLY = 16 << 20
+_BY_NAME = frozenset(Request) - {Request.VERSION, Request.LIST_DEVICES, Request.LIST_VERSIONS, Request.ARM_POLL}
 
 
 class IoctlDeviceMapper:
@@ -118,7 +118,7 @@ class IoctlDeviceMapper:
 
     def rename(self, name: str, new_name: str) -> None:
         with step(f"dm rename {name} {new_name}"):
-            payload = os.fsencode(new_name) + b"\0"
+            payload = check_name(new_name).encode() + b"\0"
             self._call(Request.RENAME, "rename", name, payload=payload, event=self._event)
 
     def remove(self, name: str, *, deferred: bool = False) -> bool:
@@ -153,12 +153,10 @@ class IoctlDeviceMapper:
         payload: bytes = b"",
         target_count: int = 0,
     ) -> tuple[Header, bytearray]:
-        raw_name = os.fsencode(name)
-        if len(raw_name) > dmabi.NAME_LIMIT:
-            raise InvalidValue(f"the device name {name!r} is longer than {dmabi.NAME_LIMIT} bytes")
+        raw_name = check_name(name).encode() if request in _BY_NAME else b""
         size = max(_BUFFER, dmabi.HEADER_SIZE + len(payload))
         while True:
-            asked = Header(size, raw_name, uuid.encode(), flags, event, target_count)
+            asked = Header(size, raw_name, check_uuid(uuid).encode(), flags, event, target_count)
             buffer = bytearray(asked.pack() + payload)
             buffer += bytes(size - len(buffer))
             self._ioctl(request, buffer, doing, name)
@@ -176,7 +174,7 @@ class IoctlDeviceMapper:
             raise translate(error.errno or 0, doing, name) from None
         if result:
             # A message to a device without a live table returns a positive number and does nothing.
-            raise translate(errno.ENXIO, doing, name)
+            raise NotFound(f"device-mapper: {doing} {name}: the device has no live table")
 
 
 class EventPoll:

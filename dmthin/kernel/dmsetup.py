@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from dmthin.errors import DmthinError, KernelError, NotFound, TimeLimit, ToolFailed
 from dmthin.failpoint import step
 from dmthin.kernel import process
-from dmthin.kernel.devicemapper import DeviceInfo, DeviceName, Target, Version
+from dmthin.kernel.devicemapper import DeviceInfo, DeviceName, Target, Version, check_name, check_uuid
 from dmthin.kernel.dmerrors import translate
 
 _ERRNO_OF_TEXT = {os.strerror(number): number for number in errno.errorcode}
-_IOCTL_FAILED = re.compile(r"ioctl\b.*?failed: (?P<reason>[A-Z][^:]*?)(?= Command failed|$)")
+_IOCTL_FAILED = re.compile(r"(?P<request>\w+) ioctl\b.*?failed: (?P<reason>[A-Z][^:]*?)(?= Command failed|$)")
+_NAMES_AS_THEY_ARE = ("--manglename", "none")
 _NOT_FOUND = re.compile(r"Device (does not exist|\S+ not found)|No such device or address")
 
 
@@ -24,21 +25,22 @@ class Dmsetup:
     """
 
     def version(self) -> Version:
-        text = self._run("version", "", "version")
+        text = self._run("version", None, "version")
         match = re.search(r"Driver version:\s*(\d+)\.(\d+)\.(\d+)", text)
         if match is None:
             raise translate(errno.ENODEV, "version", "")
         return Version(*map(int, match.groups()))
 
     def target_versions(self) -> dict[str, Version]:
-        found = re.findall(r"^(\S+)\s+v(\d+)\.(\d+)\.(\d+)$", self._run("list targets", "", "targets"), re.MULTILINE)
+        found = re.findall(r"^(\S+)\s+v(\d+)\.(\d+)\.(\d+)$", self._run("list targets", None, "targets"), re.MULTILINE)
         return {name: Version(int(major), int(minor), int(patch)) for name, major, minor, patch in found}
 
     def create(
         self, name: str, uuid: str = "", table: Sequence[Target] = (), *, read_only: bool = False
     ) -> DeviceInfo:
+        arguments = create_arguments(check_name(name), check_uuid(uuid), table, read_only=read_only)
         with step(f"dm create {name}"):
-            self._run("create", name, *create_arguments(name, uuid, table, read_only=read_only))
+            self._run("create", name, *arguments)
         return self.info(name)
 
     def load(self, name: str, table: Sequence[Target], *, read_only: bool = False) -> DeviceInfo:
@@ -63,7 +65,11 @@ class Dmsetup:
 
     def message(self, name: str, text: str, sector: int = 0) -> str:
         with step(f"dm message {name} {text}"):
-            return self._run(f"message {text!r} to", name, "message", name, str(sector), *text.split()).strip()
+            answer = self._run(f"message {text!r} to", name, "message", name, str(sector), *text.split()).strip()
+        # dmsetup takes the kernel's positive answer, "nobody has heard this", for a success.
+        if not text.startswith("@") and not self.info(name).live_table:
+            raise NotFound(f"device-mapper: message {text!r} to {name}: the device has no live table")
+        return answer
 
     def status(self, name: str, *, flush: bool = False) -> list[Target]:
         options = [] if flush else ["--noflush"]
@@ -76,12 +82,12 @@ class Dmsetup:
         return _parse_info(self._run("info", name, "info", name))
 
     def devices(self) -> list[DeviceName]:
-        found = re.findall(r"^(\S+)\s+\((\d+)[:, ]+(\d+)\)$", self._run("list devices", "", "ls"), re.MULTILINE)
+        found = re.findall(r"^(.+)\t\((\d+)[:, ]+(\d+)\)$", self._run("list devices", None, "ls"), re.MULTILINE)
         return [DeviceName(name, os.makedev(int(major), int(minor))) for name, major, minor in found]
 
     def rename(self, name: str, new_name: str) -> None:
         with step(f"dm rename {name} {new_name}"):
-            self._run("rename", name, "rename", name, new_name)
+            self._run("rename", name, "rename", name, check_name(new_name))
 
     def remove(self, name: str, *, deferred: bool = False) -> bool:
         with step(f"dm remove {name}"):
@@ -104,11 +110,13 @@ class Dmsetup:
             raise TimeLimit(f"no event of the device {name} within {timeout:g} s") from None
         return self.info(name).event_number
 
-    def _run(self, doing: str, name: str, *arguments: str, stdin: str | None = None, timeout: float = 60) -> str:
+    def _run(self, doing: str, name: str | None, *arguments: str, timeout: float = 60) -> str:
+        if name is not None:
+            check_name(name)
         try:
-            return process.run("dmsetup", *arguments, stdin=stdin, timeout=timeout).stdout
+            return process.run("dmsetup", *_NAMES_AS_THEY_ARE, *arguments, timeout=timeout).stdout
         except ToolFailed as failure:
-            raise _translate(doing, name, failure) from None
+            raise _translate(doing, name or "", failure) from None
 
 
 def create_arguments(name: str, uuid: str, table: Sequence[Target], *, read_only: bool = False) -> list[str]:
@@ -132,7 +140,8 @@ def _translate(doing: str, name: str, failure: ToolFailed) -> DmthinError:
     words = failure.message
     if match := _IOCTL_FAILED.search(words):
         number = _ERRNO_OF_TEXT.get(match["reason"].strip(), 0)
-        return translate(number, doing, name)
+        # `dmsetup create` with a table is three requests; the second may be the one that fails.
+        return translate(number, "load" if match["request"] == "reload" else doing, name)
     if _NOT_FOUND.search(words):
         return translate(errno.ENXIO, doing, name)
     if "already exists" in words:

@@ -80,10 +80,17 @@ class LoopDevice:
                     return
                 _ioctl(fd, _CLR_FD, f"detach {self.node}", ignore=(errno.ENXIO,))
             deadline = time.monotonic() + _DETACH_SECONDS
-            while _attribute(self.index, "loop/backing_file") is not None:
+            while self._is_bound():
                 if time.monotonic() > deadline:
                     raise TimeLimit(f"{self.node} is still open somewhere", hint=f"see: fuser -v {self.node}")
                 time.sleep(0.002)
+
+    def _is_bound(self) -> bool:
+        """Whether the loop still has this file: another process may have taken the number for a file of its own."""
+        if _attribute(self.index, "loop/backing_file") is None:
+            return False
+        with _open(self.index) as fd:
+            return _backing(fd) == (self.backing_dev, self.backing_inode)
 
 
 def find(path: Path) -> LoopDevice | None:

@@ -42,21 +42,13 @@ class Mount:
 
 def table(process: int | str = "self") -> list[Mount]:
     """The mounts that a process sees, in the order in which they were made; empty if the process is gone."""
-    try:
-        text = Path(f"/proc/{process}/mountinfo").read_text(errors="surrogateescape")
-    except OSError:
-        return []
-    return [_parse(line) for line in text.splitlines()]
+    return [_parse(line) for line in _lines(process)]
 
 
 def of_device(dev: int, process: int | str = "self") -> list[Mount]:
     """The mounts of one file system, newest last."""
     wanted = f" {os.major(dev)}:{os.minor(dev)} "
-    try:
-        text = Path(f"/proc/{process}/mountinfo").read_text(errors="surrogateescape")
-    except OSError:
-        return []
-    return [_parse(line) for line in text.splitlines() if wanted in line[:48]]
+    return [_parse(line) for line in _lines(process) if wanted in line[:48]]
 
 
 def under(folder: Path) -> list[Mount]:
@@ -148,6 +140,15 @@ def _failure(number: int, doing: str) -> DmthinError:
                 f"cannot {doing}: a bad option or superblock", hint="check dm.mountopt; the kernel log says more: dmesg"
             )
     return KernelError(f"cannot {doing}: {os.strerror(number)}", errno=number)
+
+
+def _lines(process: int | str) -> list[str]:
+    """The lines of a mountinfo file. Only a newline ends one: the kernel leaves a carriage return in a path alone."""
+    try:
+        content = Path(f"/proc/{process}/mountinfo").read_bytes()
+    except OSError:
+        return []
+    return os.fsdecode(content).split("\n")[:-1]
 
 
 def _parse(line: str) -> Mount:

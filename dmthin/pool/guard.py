@@ -8,6 +8,8 @@ both: it can be killed while it waits (the kernel then gives the suspend up), an
 import os
 import select
 import signal
+import threading
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import NoReturn, Self
 
@@ -16,6 +18,9 @@ from dmthin.errors import DmthinError, KernelError, NotFound, TimeLimit
 from dmthin.kernel.dmioctl import IoctlDeviceMapper
 
 _SUSPEND_SECONDS = 10.0
+_forking = threading.Lock()
+_held: set[int] = set()
+"""The pipe ends by which this process holds its guards. A new guard closes its copies: it would hold the others too."""
 
 
 class Guard:
@@ -31,15 +36,14 @@ class Guard:
 
     def __enter__(self) -> Self:
         ready_read, ready_write = os.pipe2(os.O_CLOEXEC)
-        hold_read, hold_write = os.pipe2(os.O_CLOEXEC)
-        self._pid = os.fork()
+        with _forking:
+            hold_read, self._hold = os.pipe2(os.O_CLOEXEC)
+            _held.add(self._hold)
+            self._pid = os.fork()
         if not self._pid:
-            os.close(ready_read)
-            os.close(hold_write)
-            _guard(self._name, ready_write, hold_read)
+            _guard(self._name, ready_write, hold_read, (ready_read, *_held))
         os.close(ready_write)
         os.close(hold_read)
-        self._hold = hold_write
         try:
             self._await_suspend(ready_read)
         except BaseException:
@@ -52,7 +56,8 @@ class Guard:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._finish()
+        if self._finish():
+            self._resume()
 
     def _await_suspend(self, ready: int) -> None:
         poller = select.poll()
@@ -66,19 +71,24 @@ class Guard:
         if answer != "suspended":
             raise KernelError(answer or f"the guard of {self._name} died")
 
-    def _finish(self) -> None:
-        os.close(self._hold)
-        os.waitpid(self._pid, 0)
+    def _finish(self) -> int:
+        """Let the guard go, and wait for it; its exit status, which is not 0 if it was killed."""
+        with _forking:
+            _held.discard(self._hold)
+            os.close(self._hold)
+        return os.waitpid(self._pid, 0)[1]
 
     def _resume(self) -> None:
-        """Should the guard have been killed just after its suspend."""
+        """Should the guard have been killed after its suspend."""
         with IoctlDeviceMapper() as dm, suppress(NotFound):
             dm.resume(self._name)
 
 
-def _guard(name: str, ready: int, hold: int) -> NoReturn:
+def _guard(name: str, ready: int, hold: int, spare: Iterable[int]) -> NoReturn:
     """The process: own session, so that a Ctrl-C meant for the manager does not reach it."""
     try:
+        for fd in spare:
+            os.close(fd)
         failpoint.arm(0)
         os.setsid()
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):

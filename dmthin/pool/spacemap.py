@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dmthin.errors import NeedsRepair
+from dmthin.kernel.block import os_failure
 from dmthin.units import METADATA_BLOCK
 
 ENTRIES_PER_BITMAP = (METADATA_BLOCK - 16) * 4
@@ -26,7 +27,8 @@ _SUPERBLOCK_SALT = 160774
 _NODE = struct.Struct("<IIQIIII")
 _INTERNAL = 1
 _INDEX_ENTRY = struct.Struct("<QII")
-_FREE_BYTES = re.compile(rb"\x00+")
+_USED = tuple(bytes(byte >> shift & 3 for shift in (0, 2, 4, 6)) for byte in range(256))
+"""The four entries of a byte of a bitmap, one to a byte; 0 is free."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +44,10 @@ class SpaceMap:
 
     def __init__(self, metadata: Path) -> None:
         self._path = metadata
-        self._fd = os.open(metadata, os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
+        try:
+            self._fd = os.open(metadata, os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
+        except OSError as error:
+            raise os_failure(error, f"open {metadata}") from None
         self._page = mmap.mmap(-1, METADATA_BLOCK)  # aligned, as O_DIRECT asks
 
     def close(self) -> None:
@@ -66,21 +71,12 @@ class SpaceMap:
         return Index(data_blocks, tuple(places))
 
     def free_ranges(self, index: Index, number: int, at_least: int) -> Iterator[tuple[int, int]]:
-        """The runs of free data blocks (first, count) in one bitmap, of `at_least` blocks or more, as it is now.
-
-        Found by bytes of four blocks, then widened to the odd blocks at both ends.
-        """
+        """The runs of free data blocks (first, count) in one bitmap, of `at_least` blocks or more, as it is now."""
         bits = self._read(index.bitmaps[number], _BITMAP_SALT)[16:]
         first = number * ENTRIES_PER_BITMAP
-        limit = min(ENTRIES_PER_BITMAP, index.data_blocks - first)
-        for run in _FREE_BYTES.finditer(bits):
-            start, end = run.start() * 4, min(run.end() * 4, limit)
-            while start > 0 and _is_free(bits, start - 1):
-                start -= 1
-            while end < limit and _is_free(bits, end):
-                end += 1
-            if end - start >= max(at_least, 1):
-                yield first + start, end - start
+        used = b"".join(map(_USED.__getitem__, bits))[: max(0, index.data_blocks - first)]
+        for run in re.finditer(rb"\x00{%d,}" % max(at_least, 1), used):
+            yield first + run.start(), run.end() - run.start()
 
     def _leaves(self, block: int, value_size: int) -> Iterator[tuple[int, bytes]]:
         """Keys and values of a btree, in order."""
@@ -100,17 +96,16 @@ class SpaceMap:
 
     def _read(self, block: int, salt: int) -> bytes:
         """One metadata block, verified by its checksum and by the position that it carries."""
-        got = os.preadv(self._fd, [self._page], block * METADATA_BLOCK)
+        try:
+            got = os.preadv(self._fd, [self._page], block * METADATA_BLOCK)
+        except OSError as error:
+            raise os_failure(error, f"read {self._path}") from None
         data = self._page[:METADATA_BLOCK]
         (checksum,) = struct.unpack_from("<I", data)
         (position,) = struct.unpack_from("<Q", data, 8)
         if got != METADATA_BLOCK or position != block or _crc32c(data[4:]) ^ salt != checksum:
             raise NeedsRepair(f"{self._path}: metadata block {block} is damaged", hint="run thin_check on it")
         return data
-
-
-def _is_free(bits: bytes, entry: int) -> bool:
-    return not bits[entry // 4] >> (entry % 4 * 2) & 3
 
 
 def _crc_table() -> tuple[int, ...]:

@@ -11,6 +11,7 @@ from dmthin.errors import AlreadyExists, KernelError, NeedsRepair, NoDataSpace, 
 from dmthin.kernel.devicemapper import DeviceInfo, DeviceMapper
 from dmthin.kernel.thin import PoolMode, PoolStatus, PoolTable
 
+_METADATA_HINT = "run: dmthin pool extend --metadata-size"
 _REPAIR_HINT = "deactivate it and run thin_check on its metadata"
 
 
@@ -133,9 +134,7 @@ class ThinPool:
             raise NeedsRepair(f"the pool {self.name} needs a check", hint=_REPAIR_HINT)
         if status.mode is PoolMode.READ_ONLY:
             if status.metadata_used_blocks >= status.metadata_total_blocks:
-                raise NoMetadataSpace(
-                    f"the pool {self.name} is out of metadata space", hint="run: dmthin pool extend --metadata-size"
-                )
+                raise NoMetadataSpace(f"the pool {self.name} is out of metadata space", hint=_METADATA_HINT)
             raise NeedsRepair(f"the pool {self.name} is read-only", hint="see the kernel log: dmesg")
         return status
 
@@ -159,5 +158,13 @@ class ThinPool:
         return status
 
     def _change(self, text: str) -> None:
-        self._dm.message(self.name, text)
+        """Send a message and see that it is on the disk; the error says why the pool does not take it."""
+        try:
+            self._dm.message(self.name, text)
+        except NeedsRepair:
+            self.require_writable()
+            raise
+        except NoDataSpace as error:
+            # A message takes metadata only.
+            raise NoMetadataSpace(error.message, hint=_METADATA_HINT) from None
         self.require_writable()

@@ -24,7 +24,12 @@ class Images:
         self._options = options
 
     def import_(
-        self, name: str, source: Path | str, *, size: int | None = None, progress: Callable[[Progress], None] | None = None
+        self,
+        name: str,
+        source: Path | str,
+        *,
+        size: int | None = None,
+        progress: Callable[[Progress], None] | None = None,
     ) -> Volume:
         """Make an image of a tar (plain, gz, xz, zst; `-` is standard input) or of a folder.
 

@@ -161,7 +161,8 @@ class Ledger:
         if volume is None or volume.state is State.MAKING:
             raise NotFound(f"there is no {what} {name!r}", hint="see: dmthin list")
         if kinds and volume.kind not in kinds:
-            raise NotFound(f"{name!r} is a {volume.kind}, not a {what}", hint="see: dmthin list")
+            other = " or ".join(kind.with_article for kind in kinds)
+            raise NotFound(f"{name!r} is {volume.kind.with_article}, not {other}", hint="see: dmthin list")
         return volume
 
     def children(self, device_id: int) -> list[Volume]:
@@ -216,9 +217,8 @@ class Ledger:
     def require_free(self, name: str) -> None:
         """Raise AlreadyExists, which says by what, if a name is in use."""
         if (taken := self.find(name)) is not None:
-            doing = "" if taken.state is State.READY else f" ({taken.state})"
-            article = "an" if taken.kind is Kind.IMAGE else "a"
-            raise AlreadyExists(f"the name {name!r} is in use by {article} {taken.kind}{doing}", hint="choose another")
+            user = taken.kind.with_article + ("" if taken.state is State.READY else f" ({taken.state})")
+            raise AlreadyExists(f"the name {name!r} is in use by {user}", hint="choose another")
 
     def require_childless(self, volume: Volume) -> None:
         """Raise InUse, which names them, if volumes descend from this one."""

@@ -19,6 +19,11 @@ class Kind(StrEnum):
     IMAGE = "image"
     CONTAINER = "container"
 
+    @property
+    def with_article(self) -> str:
+        """`an image`, `a container`."""
+        return f"an {self}" if self is Kind.IMAGE else f"a {self}"
+
 
 class State(StrEnum):
     """How far the ledger and the pool are with a volume; whatever is not ready is an intent under way.

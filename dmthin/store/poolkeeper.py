@@ -168,10 +168,7 @@ class PoolKeeper:
 
     def _activate(self, record: StoreRecord) -> StoreRecord:
         pool = self.pool(record)
-        if record.pool:
-            info = self._foreign(pool)
-        else:
-            info = self._bring_up(pool, record)
+        info = self._foreign(pool) if record.pool else self._bring_up(pool, record)
         if info.suspended:
             self._dm.resume(pool.name)
         record = self._move_generation(pool, record)
@@ -208,7 +205,8 @@ class PoolKeeper:
         if (table.data_device, table.metadata_device) != tuple(backing.attached_number() for backing in backings):
             held = block.describe(table.data_device)
             raise AlreadyExists(
-                f"the pool {pool.name} is held by another store, on {held}", hint="use that store, or take its pool down"
+                f"the pool {pool.name} is held by another store, on {held}",
+                hint="use that store, or take its pool down",
             )
 
     def _foreign(self, pool: ThinPool) -> DeviceInfo:
@@ -220,22 +218,25 @@ class PoolKeeper:
     def _move_generation(self, pool: ThinPool, record: StoreRecord) -> StoreRecord:
         """Let the pool's transaction id and the ledger move together, once in each activation.
 
-        The ledger goes first, so a pool one behind is a process that died in between. Anything else is a ledger that
-        was restored from an old copy, or another program's work on the pool.
+        The ledger goes first and says last that the pool is up, so a pool that is one behind a ledger that does not
+        say so is a process that died in between. Anything else is a ledger that was restored from an old copy, or
+        another program's work on the pool.
         """
-        found = pool.status()
-        pool.require_usable(found)
-        expected = (record.generation,) if record.clean else (record.generation - 1, record.generation)
-        if found.transaction_id not in expected:
+        status = pool.status()
+        pool.require_usable(status)
+        found = status.transaction_id
+        if found not in ((record.generation - 1, record.generation) if record.clean else (record.generation,)):
             raise NeedsRepair(
-                f"the pool {pool.name} is of generation {found.transaction_id}, the ledger of {record.generation}",
+                f"the pool {pool.name} is of generation {found}, the ledger of {record.generation}",
                 hint="the ledger was restored from an old copy, or another program has changed the pool",
             )
-        if record.clean:
-            record = self._save(replace(record, generation=record.generation + 1, clean=False), "pool up")
-        if found.transaction_id != record.generation and found.mode is not PoolMode.READ_ONLY:
-            pool.set_transaction_id(found.transaction_id, record.generation)
-        return record
+        if not record.clean:
+            return record
+        pool.require_writable(status)
+        if found == record.generation:
+            record = self._save(replace(record, generation=found + 1), "next generation")
+        pool.set_transaction_id(found, record.generation)
+        return self._save(replace(record, clean=False), "pool up")
 
     def _finish_growth(self, record: StoreRecord) -> StoreRecord:
         pool = self.pool(record)

@@ -4,11 +4,12 @@ import errno
 import os
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from dmthin.errors import InUse, KernelError, NotFound
+from dmthin.errors import KernelError, NoMetadataSpace, NotFound
+from dmthin.failpoint import step
 from dmthin.kernel import block
 from dmthin.kernel.thin import PoolMode, PoolStatus
 from dmthin.pool import metadata
@@ -110,7 +111,8 @@ class Pools:
 
         For a block device that has grown, no size means all of it. Raises InvalidValue: it never shrinks.
         """
-        self._recovered()
+        with suppress(NoMetadataSpace):  # what this may be about to mend
+            self.activate()
         with self._locks.own_pool():
             record = self._keeper.require_growth(self._ledger.store(), data_size, metadata_size)
             if record.data_target is not None or record.metadata_target is not None:
@@ -151,11 +153,6 @@ class Pools:
             self._keeper.destroy(self._ledger.store())
             block.remove_file(self._layout.lock)
         block.remove_folders(self._layout.root)
-
-    def _recovered(self) -> None:
-        """As `activate`, but for a pool that only its growth can bring back to order."""
-        if self.status().mode != PoolMode.OUT_OF_DATA_SPACE:
-            self.activate()
 
     def _data_backing(self, record: StoreRecord) -> Backing:
         if not record.pool:
@@ -209,7 +206,8 @@ def _trim_some(space_map: SpaceMap, backing: Backing, block_size: int, done: int
         while done < total:
             for first, count in space_map.free_ranges(index, done, _PUNCH_AT_LEAST // block_size):
                 try:
-                    release(fd, first * block_size, count * block_size)
+                    with step(f"free {count} blocks at {first}"):
+                        release(fd, first * block_size, count * block_size)
                 except KernelError as error:
                     if error.errno == errno.EOPNOTSUPP:
                         raise KernelError(
@@ -221,5 +219,3 @@ def _trim_some(space_map: SpaceMap, backing: Backing, block_size: int, done: int
                 break
     return done, total
 
-
-__all__ = ["InUse", "PoolReport", "Pools"]

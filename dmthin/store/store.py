@@ -37,7 +37,7 @@ _HINTS |= {
 class Store:
     """An open store: `store.pool`, `store.images`, `store.containers`. Threads may share one; processes open their own.
 
-    `options` are storage options (`dm.basesize=20G`) that go before those the store was made with, for this object only.
+    `options` are storage options (`dm.basesize=20G`) that go before those of the store, for this object only.
     """
 
     def __init__(self, root: Path = DEFAULT_ROOT, options: Iterable[str] = ()) -> None:

@@ -67,7 +67,8 @@ class Volumes:
         """Make a volume: a snapshot of `origin` (by default the parent), or empty; READY when the block ends well.
 
         Whatever ends the block otherwise, or this process, leaves no volume. `parent` is what the ledger calls its
-        descent; `activate` makes its block device at once. Raises AlreadyExists (name), NotFound (parent gone), NoDataSpace.
+        descent; `activate` makes its block device at once.
+        Raises AlreadyExists (the name), NotFound (the parent is gone), NoDataSpace.
         """
         origin = origin or parent
         with ExitStack() as held:
@@ -164,9 +165,9 @@ class Volumes:
         """Let the file system of a volume fill its device, wherever that is mounted."""
         kind = filesystem.by_name(volume.file_system)
         info = self.activate(volume)
-        mounts = mount.of_device(info.dev)
-        if mounts:
-            kind.grow(info.node, Path(mounts[-1].target))
+        work = str(self._layout.work_point(volume.device_id))
+        if users := [entry.target for entry in mount.of_device(info.dev) if entry.target != work]:
+            kind.grow(info.node, Path(users[-1]))
             return
         with self.mounted_for_work(volume) as target:
             kind.grow(info.node, target)

@@ -24,6 +24,14 @@ _SCRATCH = Path(os.environ.get("DMTHIN_SCRATCH", "/var/lib/scratch"))
 _numbers = itertools.count()
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Take every Nth test where several guests share them: DMTHIN_TEST_SHARE=2/3 is the second of three."""
+    number, _, guests = os.environ.get("DMTHIN_TEST_SHARE", "1/1").partition("/")
+    mine = items[int(number) - 1 :: int(guests)]
+    config.hook.pytest_deselected(items=[item for item in items if item not in mine])
+    items[:] = mine
+
+
 @pytest.fixture(scope="session", autouse=True)
 def kernel() -> None:
     """Fail at once, and say how, where there is no dm-thin to test on."""
@@ -100,11 +108,20 @@ def tree(scratch: Path) -> Path:
     return folder
 
 
+def fill(path: Path, length: int) -> None:
+    """Write a file of `length` bytes that no file system stores as a hole."""
+    piece = bytes(range(256)) * 4096
+    with path.open("wb", buffering=0) as file:
+        while length > 0:
+            length -= file.write(piece[:length])
+
+
 def take_down(store: Store) -> None:
     """Unmount everything, take the pool down, check it against the ledger, destroy the store."""
+    store.close()
     if not store.layout.ledger.exists():
-        store.close()
         return
+    store = Store(store.layout.root)
     for entry in mount.under(store.layout.root):
         if entry.target != str(store.layout.mounts):
             mount.unmount(Path(entry.target), lazy=True)

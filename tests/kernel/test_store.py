@@ -7,6 +7,8 @@ import pytest
 
 from dmthin.errors import AlreadyExists, InUse, InvalidValue, NotFound
 from dmthin.store.store import Store
+from dmthin.units import MIB
+from tests.kernel.conftest import fill
 
 
 def test_a_container_is_a_writable_copy_of_its_image(store: Store, image: str) -> None:
@@ -64,9 +66,9 @@ def test_sizes_only_grow(store: Store, image: str) -> None:
         store.containers.create(image, "small", size=128 << 20)
     store.containers.create(image, "large", size=512 << 20)
     place = store.containers.mount("large")
-    (place / "big").write_bytes(bytes(300 << 20))
+    fill(place / "big", 300 * MIB)
     store.containers.resize("large", 1 << 30)
-    (place / "bigger").write_bytes(bytes(400 << 20))
+    fill(place / "bigger", 400 * MIB)
     with pytest.raises(InvalidValue, match="cannot shrink"):
         store.containers.resize("large", 512 << 20)
 
@@ -75,7 +77,7 @@ def test_the_size_is_a_cap_with_a_clean_error(store: Store, image: str) -> None:
     store.containers.create(image, "capped")
     place = store.containers.mount("capped")
     with pytest.raises(OSError, match="No space left"):
-        (place / "big").write_bytes(bytes(300 << 20))
+        fill(place / "big", 300 * MIB)
 
 
 def test_commit_of_a_mounted_container(store: Store, image: str) -> None:
@@ -108,7 +110,7 @@ def test_both_file_systems(make_store: Callable[..., Store], tree: Path, kind: s
     store.containers.create("image", "one", size=1 << 30)
     store.containers.create("image", "two")
     one, two = store.containers.mount("one"), store.containers.mount("two")
-    (one / "big").write_bytes(bytes(600 << 20))
+    fill(one / "big", 600 * MIB)
     assert (two / "etc/motd").read_text() == "hello\n"
     store.containers.resize("one", 2 << 30)
-    (one / "bigger").write_bytes(bytes(600 << 20))
+    fill(one / "bigger", 600 * MIB)
