@@ -37,6 +37,17 @@ def opened(path: Path, flags: int = os.O_RDONLY) -> Iterator[int]:
         os.close(fd)
 
 
+def exists(path: Path) -> bool:
+    """Whether there is something at `path`. Raises NotPermitted where this cannot be seen."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise os_failure(error, f"look at {path}") from None
+    return True
+
+
 def is_block_device(path: Path) -> bool:
     """Whether `path` leads to a block device."""
     try:
@@ -177,6 +188,20 @@ def discard(fd: int, offset: int, length: int) -> None:
         fcntl.ioctl(fd, _BLKDISCARD, struct.pack("=QQ", offset, length))
     except OSError as error:
         raise os_failure(error, f"discard {length} bytes") from None
+
+
+def sync_file_system(path: Path) -> None:
+    """Write everything of a mounted file system out (syncfs(2)); since Linux 5.8 it tells of writes that failed."""
+    with opened(path, os.O_RDONLY | os.O_DIRECTORY) as fd:
+        if _libc.syncfs(fd):
+            code = ctypes.get_errno()
+            raise os_failure(OSError(code, os.strerror(code)), f"write out the file system at {path}")
+
+
+def free_space(path: Path) -> int:
+    """Bytes free on the file system of a path, root's reserve included, since it is root who writes."""
+    figures = os.statvfs(path)
+    return figures.f_bfree * figures.f_frsize
 
 
 def sync_folder(path: Path) -> None:

@@ -25,7 +25,8 @@ def translate(number: int, doing: str, device: str, detail: str = "") -> DmthinE
 
     The kernel gives EBUSY both for a name that is taken (create) and for a device that is open (remove), ENXIO for
     a device that is not there, ENODATA for a thin id that is not in the pool, EOPNOTSUPP for a message to a pool that
-    is read-only or failed, and ENODEV or ENOENT on the control node where device-mapper is absent.
+    is read-only or failed, ENODEV or ENOENT on the control node where device-mapper is absent (`doing` is "open"), and
+    the same for a table that names a device which is not there.
     """
     what = f"{doing} {device}".strip()
     reason = detail or (os.strerror(number) if number else "the kernel gave no reason")
@@ -46,8 +47,10 @@ def translate(number: int, doing: str, device: str, detail: str = "") -> DmthinE
             return NeedsRepair(f"device-mapper: {what}: the pool cannot be changed", hint="see: dmthin pool status")
         case errno.EPERM | errno.EACCES:
             return NotPermitted("device-mapper needs root (CAP_SYS_ADMIN)", hint="run this as root")
-        case errno.ENODEV | errno.ENOENT:
+        case errno.ENODEV | errno.ENOENT if doing == "open":
             return Unavailable("this kernel has no device-mapper", hint=NO_DEVICE_MAPPER)
+        case errno.ENODEV | errno.ENOENT:
+            return Unavailable(f"device-mapper: {what}: a device below it is not there")
         case errno.EINTR:
             return TimeLimit(f"device-mapper: {what}: interrupted while it waited")
         case errno.EINVAL:

@@ -98,7 +98,7 @@ class IoctlDeviceMapper:
         payload = dmabi.pack_message(text, sector)
         with step(f"dm message {name} {text}"):
             header, buffer = self._call(Request.MESSAGE, f"message {text!r} to", name, payload=payload)
-        return dmabi.unpack_answer(buffer, header)
+        return dmabi.unpack_answer(buffer, header).strip()
 
     def status(self, name: str, *, flush: bool = False) -> list[Target]:
         header, buffer = self._call(Request.TABLE_STATUS, "status", name, flags=0 if flush else Flag.NO_FLUSH)

@@ -28,7 +28,7 @@ class Dmsetup:
         text = self._run("version", None, "version")
         match = re.search(r"Driver version:\s*(\d+)\.(\d+)\.(\d+)", text)
         if match is None:
-            raise translate(errno.ENODEV, "version", "")
+            raise translate(errno.ENODEV, "open", "")
         return Version(*map(int, match.groups()))
 
     def target_versions(self) -> dict[str, Version]:
@@ -147,7 +147,7 @@ def _translate(doing: str, name: str, failure: ToolFailed) -> DmthinError:
     if "already exists" in words:
         return translate(errno.EBUSY, "create", name)
     if "open failed: No such device" in words or "open failed: No such file" in words:
-        return translate(errno.ENODEV, doing, name)
+        return translate(errno.ENODEV, "open", name)
     if "Permission denied" in words or "Operation not permitted" in words:
         return translate(errno.EACCES, doing, name)
     return KernelError(words)

@@ -140,7 +140,7 @@ def _build(plan: Plan) -> None:
 
 def _clear_unfinished(layout: Layout) -> None:
     """Undo a store that a process died making or destroying. Raises AlreadyExists for one that is finished."""
-    if not layout.ledger.exists():
+    if not block.exists(layout.ledger):
         return
     make_lock_file(layout.lock)
     with Locks(layout.lock).own_pool():

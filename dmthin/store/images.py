@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from dmthin.errors import NoDataSpace
+from dmthin.kernel import block
 from dmthin.layers.source import open_source
 from dmthin.layers.unpack import Progress, unpack
 from dmthin.store.bases import Bases

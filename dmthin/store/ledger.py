@@ -70,7 +70,7 @@ class Ledger:
         """Open the ledger. Raises NotFound where there is none, Unavailable for a newer schema or another file."""
         self._path = path
         self._local = threading.local()
-        if not path.exists():
+        if not block.exists(path):
             raise NotFound(f"{path.parent} is not a store", hint="make one with: dmthin pool create")
         try:
             self._migrate(self._connection)

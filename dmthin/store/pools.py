@@ -163,7 +163,7 @@ class Pools:
         volumes = self._ledger.volumes()
         data, meta = self._layout.data(record), self._layout.metadata(record)
         is_file = bool(record.data) and data.is_file
-        host_free = _host_free(data.path) if is_file else None
+        host_free = block.free_space(self._layout.root) if is_file else None
         now = status or PoolStatus(PoolMode.FAIL)
         data_size = now.data_total_blocks * record.block_size
         data_used = now.data_used_blocks * record.block_size
@@ -188,12 +188,6 @@ class Pools:
             volumes=len(volumes),
             provisioned=sum(volume.size for volume in volumes),
         )
-
-
-def _host_free(path: Path) -> int:
-    """Bytes free on the file system of a file, root's reserve included, since it is root who writes."""
-    figures = os.statvfs(path.parent)
-    return figures.f_bfree * figures.f_frsize
 
 
 def _trim_some(space_map: SpaceMap, backing: Backing, block_size: int, done: int) -> tuple[int, int]:

@@ -10,9 +10,9 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from dmthin.errors import DmthinError, InUse, InvalidValue, NotFound, PartlyDone
+from dmthin.errors import DmthinError, InUse, InvalidValue, NoDataSpace, NotFound, PartlyDone
 from dmthin.failpoint import step
-from dmthin.kernel import holders, mount
+from dmthin.kernel import block, holders, mount
 from dmthin.kernel.devicemapper import DeviceInfo, DeviceMapper
 from dmthin.pool import filesystem
 from dmthin.pool.thinpool import ThinPool
@@ -22,9 +22,12 @@ from dmthin.store.ledger import Ledger
 from dmthin.store.locks import Locks
 from dmthin.store.model import Kind, State, StoreRecord, Volume
 from dmthin.store.options import StorageOptions
-from dmthin.units import format_exact
+from dmthin.units import MIB, format_exact, format_size
 
 logger = logging.getLogger(__name__)
+
+_LEAST_HOST_FREE = 32 * MIB
+"""Bytes free below sparse files without which no volume is made: a snapshot itself writes metadata."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +77,7 @@ class Volumes:
         with ExitStack() as held:
             with self._change() as pool:
                 pool.thin.require_data_space(self._options.min_free_percent)
+                self._require_host_room(pool.record)
                 with self._ledger.transaction(f"make {name}"):
                     added = self._ledger.add(name, kind, size, file_system, parent, self._locks)
                     held.enter_context(added.lock)
@@ -95,6 +99,7 @@ class Volumes:
         """
         with self.locked(volume) as volume, self._change() as pool:
             thin = self.thin(pool, volume)
+            self._ledger.require_childless(volume)
             self._require_unused(volume, thin, force=force)
             with self._ledger.transaction(f"remove {volume.name}"):
                 self._ledger.require_childless(volume)
@@ -232,12 +237,21 @@ class Volumes:
         if mount.is_mounted(target):
             raise InUse(f"something else is mounted at {target}", hint="choose another folder")
         kind = filesystem.by_name(volume.file_system)
+        options = filesystem.join_options(kind.mount_options, self._options.mount_options)
+        made = not target.exists()
         try:
             target.mkdir(mode=0o700, parents=True, exist_ok=True)
         except FileExistsError:
             raise InvalidValue(f"{target} is not a folder", hint="choose another one") from None
-        options = filesystem.join_options(kind.mount_options, self._options.mount_options)
-        mount.mount(info.node, target, kind.name, options)
+        except OSError as error:
+            raise block.os_failure(error, f"make {target}") from None
+        try:
+            mount.mount(info.node, target, kind.name, options)
+        except DmthinError:
+            if made:
+                with suppress(OSError):
+                    target.rmdir()
+            raise
         if kind is filesystem.XFS and self._options.xfs_retries is not None:
             filesystem.set_xfs_retries(info.node, self._options.xfs_retries)
         return target
@@ -303,6 +317,17 @@ class Volumes:
         pool.thin.delete(volume.device_id)
         with self._ledger.transaction(f"forget {volume.name}"):
             self._ledger.forget(volume)
+
+    def _require_host_room(self, record: StoreRecord) -> None:
+        """Raise NoDataSpace where sparse files have no room left below them: the pool would meet a failing disk."""
+        if not record.data or not self._layout.data(record).is_file:
+            return
+        free = block.free_space(self._layout.root)
+        if free < _LEAST_HOST_FREE:
+            raise NoDataSpace(
+                f"the file system below {self._layout.root} has only {format_size(free)} free",
+                hint="free some space there, or run: dmthin pool trim",
+            )
 
     def _require_unused(self, volume: Volume, thin: ThinVolume, *, force: bool) -> None:
         """Raise InUse for a volume that is mounted or open; with `force` detach it instead."""

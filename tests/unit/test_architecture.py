@@ -1,0 +1,60 @@
+"""The floors hold: imports go downward, one door to programs, one to the kernel, no hall among the rooms."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import dmthin
+
+ROOT = Path(dmthin.__file__).parent
+FLOORS = {"": 0, "kernel": 1, "pool": 2, "layers": 2, "store": 3, "cli": 4}
+MODULES = sorted(ROOT.rglob("*.py"))
+DOORS = {
+    "sh": {"kernel/process.py"},
+    "subprocess": set[str](),
+    "pyudev": {"kernel/udev.py"},
+    "psutil": {"kernel/holders.py"},
+    "sqlite3": {"store/ledger.py"},
+}
+
+
+def floor(module: str) -> int:
+    """The floor of `dmthin.kernel.loop` and the like; what lies directly in dmthin is the ground."""
+    words = module.split(".")
+    return FLOORS[words[1]] if len(words) > 1 and words[1] in FLOORS else 0
+
+
+def imports(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_go_downward(path: Path) -> None:
+    name = ".".join(("dmthin", *path.relative_to(ROOT).with_suffix("").parts))
+    if name == "dmthin.__main__":
+        return
+    for imported in imports(path):
+        if imported.startswith("dmthin."):
+            assert floor(imported) <= floor(name), f"{name} imports {imported}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_there_is_one_door_to_each_outside_thing(path: Path) -> None:
+    place = str(path.relative_to(ROOT))
+    for imported in imports(path):
+        top = imported.split(".")[0]
+        if top in DOORS:
+            assert place in DOORS[top], f"{place} imports {top}"
+        if top in ("fcntl", "ctypes"):
+            assert place.startswith(("kernel/", "layers/confine.py", "store/locks.py")), f"{place} imports {top}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_room_is_a_hall(path: Path) -> None:
+    assert len(path.read_text().splitlines()) <= 450
