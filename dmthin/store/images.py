@@ -48,6 +48,7 @@ class Images:
             with making as image, self._volumes.mounted_for_work(image) as root:
                 try:
                     unpack(source, root, progress=progress)
+                    block.sync_file_system(root)
                 except NoDataSpace as error:
                     raise NoDataSpace(
                         f"{source} does not fit into an image of {format_exact(size)}: {error.message}",

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 from dmthin.errors import KernelError, NoMetadataSpace, NotFound
 from dmthin.failpoint import step
