@@ -17,6 +17,7 @@ from pathlib import Path
 
 from dmthin.errors import DmthinError, KernelError, NotFound, NotPermitted, TimeLimit, Unavailable
 from dmthin.failpoint import step
+from dmthin.kernel.block import os_failure
 
 _CONTROL = "/dev/loop-control"
 _CTL_GET_FREE = 0x4C82
@@ -119,7 +120,7 @@ def attach(path: Path, *, read_only: bool = False, direct_io: bool = True) -> Lo
     try:
         file = os.open(path, flags)
     except OSError as error:
-        raise KernelError(f"{path}: {os.strerror(error.errno or 0)}", errno=error.errno or 0) from None
+        raise os_failure(error, f"open {path}") from None
     try:
         with step(f"loop attach {path}"):
             return _attach(file, path, read_only=read_only, direct_io=direct_io)

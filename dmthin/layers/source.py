@@ -3,9 +3,10 @@
 import errno
 import os
 import stat
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import BinaryIO, Protocol
+from typing import BinaryIO
 
 from dmthin.errors import DmthinError, InvalidValue, KernelError, NotFound, NotPermitted
 from dmthin.layers.entry import Entry, Reader, shown
@@ -16,47 +17,43 @@ from dmthin.layers.walk import TreeWalker, require_proc
 STDIN = "-"
 
 
-class Source(Protocol):
-    """Entries with their data, to be iterated over once, each reader before the next entry is asked for.
+class Source(ABC):
+    """Entries with their data, to be iterated over once, each reader used before the next entry is asked for.
 
-    `name` is what messages call it. `position` counts the bytes read: of an archive as it lies in its file,
-    compressed or not, of a directory its files' data. `total` is where `position` ends, None where that is unknown.
+    `name` is what messages call it. `total` is where `position` will end, None where that is unknown.
     """
 
-    @property
-    def name(self) -> str: ...
+    total: int | None = None
+
+    def __init__(self, name: str) -> None:
+        self.name = name
 
     @property
-    def position(self) -> int: ...
+    @abstractmethod
+    def position(self) -> int:
+        """Bytes read so far: of an archive as it lies in its file, compressed or not; of a directory's files."""
 
-    @property
-    def total(self) -> int | None: ...
-
+    @abstractmethod
     def __iter__(self) -> Iterator[tuple[Entry, Reader]]: ...
 
 
-class _TarSource:
+class _TarSource(Source):
     def __init__(self, stream: Readable, name: str) -> None:
-        self.name = name
+        super().__init__(name)
         self._raw = RawInput(stream, name)
+        self.total = self._raw.total
 
     @property
     def position(self) -> int:
         return self._raw.position
 
-    @property
-    def total(self) -> int | None:
-        return self._raw.total
-
     def __iter__(self) -> Iterator[tuple[Entry, Reader]]:
         return iter(TarReader(ByteStream(self._raw), self.name))
 
 
-class _TreeSource:
-    total = None
-
+class _TreeSource(Source):
     def __init__(self, fd: int, name: str) -> None:
-        self.name = name
+        super().__init__(name)
         self._walker = TreeWalker(fd, name)
 
     @property

@@ -23,7 +23,9 @@ _ZSTD_FEED = KIB
 """Bytes given to zstd at a time. Its binding cannot bound what one call gives back, and a block of 4 bytes can stand
 for 128 KiB: so one call gives 32 MiB at most. Costs 0.5 s per GB beside feeding it 64 KiB."""
 
-_BZIP2_BLOCK = bytes.fromhex("314159265359")
+_BZIP2_STARTS = (bytes.fromhex("314159265359"), bytes.fromhex("177245385090"))
+"""What follows `BZh` and a digit: a block, or the end of a stream without any."""
+
 _LONGEST_MAGIC = 10
 
 
@@ -109,7 +111,7 @@ def _compression(start: bytes) -> tuple[str, Callable[[], _Decompressor]] | None
         return "xz", _new_xz
     if start.startswith(b"\x28\xb5\x2f\xfd") or (start[1:4] == b"\x2a\x4d\x18" and start[0] >> 4 == 5):
         return "zstd", _Zstd  # the second is a skippable frame, which pzstd puts first
-    if start.startswith(b"BZh") and start[4:10] == _BZIP2_BLOCK:
+    if start.startswith(b"BZh") and start[4:10] in _BZIP2_STARTS:
         return "bzip2", bz2.BZ2Decompressor
     return None
 

@@ -5,13 +5,14 @@ import logging
 import os
 import stat
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import BinaryIO
 
 from dmthin.errors import DmthinError, InvalidValue, KernelError, NoDataSpace, NotPermitted, Unavailable
 from dmthin.layers.confine import MAX_PATH, ConfinedTree, OpenDirectory, chmod_node, split
 from dmthin.layers.entry import NO_DATA, Entry, EntryType, Reader, shown
-from dmthin.layers.source import open_source
+from dmthin.layers.source import Source, open_source
 from dmthin.units import MIB
 
 logger = logging.getLogger(__name__)
@@ -133,7 +134,7 @@ class Unpacker:
             elif not name:
                 raise self._wrong(f"the {entry.type.value} {shown(path)} would replace the root")
             else:
-                parent = self._parent(parent_path)
+                parent = self._parent(entry, parent_path)
                 make = self._make[entry.type]
                 try:
                     make(entry, parent, name, data)
@@ -145,15 +146,20 @@ class Unpacker:
             raise self._explained(entry, error) from error
         self.bytes += entry.size
 
-    def _parent(self, path: bytes) -> OpenDirectory:
+    def _parent(self, entry: Entry, path: bytes) -> OpenDirectory:
         try:
             return self._tree.directory(path)
         except FileNotFoundError:
+            pass
+        try:
             return self._tree.make_directory(path, owned_by_root=self._keep_owners)
+        except FileExistsError as error:
+            link = shown(os.fsencode(error.filename))
+            raise self._wrong(f"{shown(entry.path)} is to be put behind {link}, a link that leads nowhere") from None
 
     def _directory(self, entry: Entry, parent_path: bytes, name: bytes) -> None:
         if name:
-            parent = self._parent(parent_path)
+            parent = self._parent(entry, parent_path)
             try:
                 os.mkdir(name, 0o700, dir_fd=parent.fd)
                 parent.dirty = True
@@ -175,10 +181,10 @@ class Unpacker:
             if entry.segments is None:
                 self._fill(fd, entry, entry.size, data)
             else:
+                os.ftruncate(fd, entry.size)
                 for offset, length in entry.segments:
                     os.lseek(fd, offset, os.SEEK_SET)
                     self._fill(fd, entry, length, data)
-                os.ftruncate(fd, entry.size)
             self._attributes(entry, fd)
             os.utime(fd, ns=(entry.mtime_ns, entry.mtime_ns))
         finally:
@@ -217,14 +223,16 @@ class Unpacker:
         if len(entry.link) > MAX_PATH or b"\0" in entry.link:
             raise self._wrong(f"the hard link {shown(entry.path)} has no proper target")
         target_parent, target = split(entry.link)
-        missing = f"the hard link {shown(entry.path)} leads to {shown(entry.link)}, which is"
+        leads = f"the hard link {shown(entry.path)} leads to {shown(entry.link)}, which is"
+        if not target:
+            raise self._wrong(f"{leads} the root")
         try:
             directory = self._tree.directory(target_parent)
             info = os.lstat(target, dir_fd=directory.fd)
         except FileNotFoundError:
-            raise self._wrong(f"{missing} not there") from None
+            raise self._wrong(f"{leads} not there") from None
         if stat.S_ISDIR(info.st_mode):
-            raise self._wrong(f"{missing} a directory")
+            raise self._wrong(f"{leads} a directory")
         try:
             os.link(target, name, src_dir_fd=directory.fd, dst_dir_fd=parent.fd, follow_symlinks=False)
         except FileExistsError:
@@ -270,7 +278,7 @@ class Unpacker:
         number = error.errno or 0
         what = f"{entry.type.value} {shown(entry.path)}"
         if number in _FULL:
-            return NoDataSpace(f"{self._prefix}no space left for the {what}")
+            return NoDataSpace(f"no space left for the {what}")
         text = f"{self._prefix}the {what} cannot be made: {error.strerror or error}"
         if number in _UNFIT:
             return InvalidValue(text)
@@ -282,19 +290,20 @@ class Unpacker:
 
 
 def unpack(
-    source: str | os.PathLike[str] | BinaryIO,
+    source: str | os.PathLike[str] | BinaryIO | Source,
     root: int | str | os.PathLike[str],
     *,
     progress: Callable[[Progress], None] | None = None,
     keep_owners: bool = True,
     max_entries: int | None = None,
 ) -> Unpacked:
-    """Unpack an archive or copy a directory (see `open_source`) below `root`; `progress` hears how far it is.
+    """Unpack an archive or copy a directory below `root`: what `open_source` gave, or will give for `source`.
 
+    `progress` hears how far it is, every few hundred entries and each MiB of a large file, and at the end.
     Raises what `open_source` and `Unpacker.apply` raise.
     """
     with (
-        open_source(source) as entries,
+        nullcontext(source) if isinstance(source, Source) else open_source(source) as entries,
         Unpacker(root, source=entries.name, keep_owners=keep_owners, max_entries=max_entries) as unpacker,
     ):
 

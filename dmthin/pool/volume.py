@@ -49,6 +49,7 @@ class ThinVolume:
             info = self._dm.info(self.name)
         if info.deferred_remove:
             self._dm.cancel_deferred_remove(self.name)
+            info = self._dm.info(self.name)
         if info.live_table and ThinTable.parse(self._dm.table(self.name)).size == self.size:
             return self._dm.resume(self.name) if info.suspended else info
         self._dm.load(self.name, table, read_only=read_only)

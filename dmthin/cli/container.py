@@ -1,0 +1,107 @@
+"""The verbs of one container: create, mount, unmount, resize, commit, remove."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dmthin.cli.call import Call
+from dmthin.cli.results import tell_volume
+from dmthin.cli.sizes import human, parse_request, require_whole_kib
+
+if TYPE_CHECKING:
+    from dmthin.store.store import Store
+
+
+def create(call: Call) -> None:
+    """Make a writable snapshot of an image; prints its block device."""
+    name, image, size = call.arguments.name, call.arguments.image, call.volume_size()
+    with call.store() as store:
+        if _planned(call, lambda plans: plans.container_create(store, image, name, size)):
+            return
+        made = store.containers.create(image, name, size=size)
+        if not call.output.as_json:
+            info = store.volumes.info(made)
+            call.output.data(f"{info.node}\n" if info else "")
+        tell_volume(call, store, made, f"created {name}: {human(made.size)}, a snapshot of {image}")
+
+
+def mount(call: Call) -> None:
+    """Mount a container; prints where."""
+    name = call.arguments.name
+    directory = Path(call.arguments.directory) if call.arguments.directory else None
+    with call.store() as store:
+        if _planned(call, lambda plans: plans.container_mount(store, name, directory)):
+            return
+        place = store.containers.mount(name, directory)
+        if call.output.as_json:
+            call.output.document({"mounted": str(place)})
+        else:
+            call.output.data(f"{place}\n")
+
+
+def unmount(call: Call) -> None:
+    """Unmount a container wherever it is mounted; fine if it is not."""
+    name, force = call.arguments.name, call.arguments.force
+    with call.store() as store:
+        if _planned(call, lambda plans: plans.container_unmount(store, name, force=force)):
+            return
+        was_mounted = store.containers.unmount(name, force=force)
+    call.output.say(f"unmounted {name}" if was_mounted else f"{name} was not mounted")
+    if call.output.as_json:
+        call.output.document({"unmounted": was_mounted})
+
+
+def resize(call: Call) -> None:
+    """Let a container and its file system grow."""
+    from dmthin.store.model import Kind
+
+    name = call.arguments.name
+    request = parse_request(call.arguments.size, "size")
+    with call.store() as store:
+        before = store.ledger.ready(name, Kind.CONTAINER).size
+        size = require_whole_kib(request.resolve(before), "size")
+        if _planned(call, lambda plans: plans.container_resize(store, name, size)):
+            return
+        now = store.containers.resize(name, size)
+        same = f"{name} has {human(now.size)} already"
+        grown = f"resized {name}: {human(before)} -> {human(now.size)}"
+        tell_volume(call, store, now, grown if now.size != before else same)
+
+
+def commit(call: Call) -> None:
+    """Make an image of what a container holds now."""
+    name, image = call.arguments.name, call.arguments.image
+    with call.store() as store:
+        if _planned(call, lambda plans: plans.container_commit(store, name, image)):
+            return
+        made = store.images.commit(name, image)
+        tell_volume(call, store, made, f"committed {name} to the image {image}")
+
+
+def remove(call: Call) -> None:
+    """Remove a container."""
+    name, force = call.arguments.name, call.arguments.force
+    with call.store() as store:
+        if _planned(call, lambda plans: plans.container_remove(store, name, force=force)):
+            return
+        in_use = force and _open_count(store, name) > 0
+        store.containers.remove(name, force=force)
+    call.output.say(f"removed the container {name}" + (", which goes with its last user" if in_use else ""))
+    if call.output.as_json:
+        call.output.document({"removed": name})
+
+
+def _planned(call: Call, plan: Callable[[Any], list[str]]) -> bool:
+    """Whether this is a dry run; then its plan is shown."""
+    if not call.options.dry_run:
+        return False
+    from dmthin.cli import plans
+
+    call.output.plan(plan(plans))
+    return True
+
+
+def _open_count(store: "Store", name: str) -> int:
+    from dmthin.store import views
+
+    return views.volume(store, name).open_count or 0

@@ -1,0 +1,80 @@
+"""The options that every command takes, wherever on the line they stand."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dmthin.errors import InvalidValue
+
+_DEFAULT_ROOT = "/var/lib/dmthin"
+_FLAGS = {
+    "--json": "json",
+    "--dry-run": "dry_run",
+    "--yes": "yes",
+    "-y": "yes",
+    "--verbose": "verbose",
+    "-v": "verbose",
+    "--quiet": "quiet",
+    "-q": "quiet",
+}
+_VALUED = ("--root", "--storage-opt")
+
+
+class UsageError(InvalidValue):
+    """The command line itself is wrong; `usage` is how it should look."""
+
+    def __init__(self, message: str, *, usage: str = "", hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.usage = usage
+
+
+@dataclass(frozen=True, slots=True)
+class GlobalOptions:
+    """What was given for every command. `store_options` are Docker's dm.*, `volume_options` those of one volume."""
+
+    root: Path
+    store_options: tuple[str, ...] = ()
+    volume_options: tuple[str, ...] = ()
+    json: bool = False
+    dry_run: bool = False
+    yes: bool = False
+    verbose: bool = False
+    quiet: bool = False
+
+
+def default_root() -> Path:
+    """$DMTHIN_ROOT, else the usual place."""
+    return Path(os.environ.get("DMTHIN_ROOT") or _DEFAULT_ROOT)
+
+
+def split_globals(arguments: Sequence[str]) -> tuple[GlobalOptions, list[str]]:
+    """Take the global options out, up to a `--`, and return the rest in its order. Raises UsageError."""
+    flags: dict[str, bool] = {}
+    values: dict[str, list[str]] = {name: [] for name in _VALUED}
+    rest: list[str] = []
+    left = iter(arguments)
+    for argument in left:
+        name, equals, value = argument.partition("=")
+        if argument == "--":
+            rest += [argument, *left]
+        elif argument in _FLAGS:
+            flags[_FLAGS[argument]] = True
+        elif name in _VALUED:
+            given = value if equals else next(left, None)
+            if not given:
+                raise UsageError(f"{name} needs a value", hint="see: dmthin --help")
+            values[name].append(given)
+        else:
+            rest.append(argument)
+    if flags.get("verbose") and flags.get("quiet"):
+        raise UsageError("-v and -q exclude each other", hint="give one of them")
+    root = Path(values["--root"][-1]) if values["--root"] else default_root()
+    texts = values["--storage-opt"]
+    volume_options = tuple(filter(_is_of_volume, texts))
+    store_options = tuple(text for text in texts if not _is_of_volume(text))
+    return GlobalOptions(root, store_options, volume_options, **flags), rest
+
+
+def _is_of_volume(text: str) -> bool:
+    return text.partition("=")[0].strip().lower() == "size"

@@ -1,0 +1,52 @@
+"""image import and image remove."""
+
+from typing import TYPE_CHECKING
+
+from dmthin.cli.call import Call
+from dmthin.cli.results import tell_volume
+from dmthin.cli.sizes import human
+
+if TYPE_CHECKING:
+    from dmthin.layers.unpack import Progress
+
+
+def import_(call: Call) -> None:
+    """Make an image of a tar or a directory."""
+    from dmthin.cli.progress import line_on_terminal, unpacking
+
+    name: str = call.arguments.name
+    source: str = call.arguments.source
+    size = call.volume_size()
+    last: Progress | None = None
+    with call.store() as store:
+        if call.options.dry_run:
+            from dmthin.cli import plans
+
+            call.output.plan(plans.image_import(store, name, source, size))
+            return
+        with line_on_terminal(call.output) as line:
+
+            def progress(now: "Progress") -> None:
+                nonlocal last
+                last = now
+                if line is not None:
+                    line.show(lambda: unpacking(now, line.seconds))
+
+            image = store.images.import_(name, source, size=size, progress=progress)
+        content = f", {last.entries} entries, {human(last.bytes)} in files" if last else ""
+        tell_volume(call, store, image, f"imported {name}: {human(image.size)}{content}")
+
+
+def remove(call: Call) -> None:
+    """Remove an image that nothing descends from."""
+    name: str = call.arguments.name
+    with call.store() as store:
+        if call.options.dry_run:
+            from dmthin.cli import plans
+
+            call.output.plan(plans.image_remove(store, name))
+            return
+        store.images.remove(name)
+    call.output.say(f"removed the image {name}")
+    if call.output.as_json:
+        call.output.document({"removed": name})

@@ -1,0 +1,115 @@
+"""The command from its arguments to its exit status: which verb, whose fault, and what a signal leaves behind."""
+
+import errno
+import os
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from importlib import import_module
+
+from dmthin.cli.call import Call
+from dmthin.cli.global_options import GlobalOptions, UsageError, split_globals
+from dmthin.cli.output import Output, ReaderGone
+from dmthin.cli.signals import Interrupted, raised_in_main_thread
+from dmthin.errors import DmthinError, InvalidValue, KernelError, NoDataSpace, NotFound, NotPermitted, Status
+
+_READER_GONE = 141
+"""The exit status of a program that SIGPIPE ended, which is what happened to us in effect."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status (`Status.exit_code`, or 128 + n after signal n); never raises.
+
+    Without `arguments` they are the process's own, and so is the process: signals end it silently afterwards.
+    """
+    owns_process = arguments is None
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    output = Output(as_json="--json" in given)
+    with raised_in_main_thread(output.note_second_signal, silent_afterwards=owns_process):
+        try:
+            status = _run(given, output)
+            output.flush()
+        except BaseException as error:
+            status = _explain(error, output)
+            if owns_process and isinstance(error, ReaderGone):
+                _drop_stdout()
+    return status
+
+
+def _run(given: list[str], output: Output) -> int:
+    options, rest = split_globals(given)
+    output.set_up(quiet=options.quiet, verbose=options.verbose)
+    from dmthin.cli.parser import parse
+
+    try:
+        arguments = parse(rest)
+    except SystemExit as help_shown:
+        return help_shown.code if isinstance(help_shown.code, int) else 0
+    if not hasattr(arguments, "run"):
+        output.raw_words(arguments.parser.format_help())
+        return Status.INVALID.exit_code
+    _require_place_for_size(options, takes_size=arguments.takes_size)
+    call = Call(options, arguments, output)
+    with output.logging():
+        command(arguments.run)(call)
+    return 0
+
+
+def command(name: str) -> Callable[[Call], None]:
+    """The function that `module:function` names."""
+    module, _, function = name.partition(":")
+    found: Callable[[Call], None] = getattr(import_module(module), function)
+    return found
+
+
+def _require_place_for_size(options: GlobalOptions, *, takes_size: bool) -> None:
+    if options.volume_options and not takes_size:
+        raise InvalidValue(
+            "the storage option size is for image import and container create only",
+            hint="see also: dmthin container resize, dmthin pool extend",
+        )
+
+
+def _explain(error: BaseException, output: Output) -> int:
+    """Say what ended the command, in one line, and give the exit status for it."""
+    match error:
+        case Interrupted():
+            output.interrupted(error.number)
+            return 128 + error.number
+        case ReaderGone():
+            return _READER_GONE
+        case UsageError():
+            output.usage(error.usage)
+        case DmthinError():
+            pass
+        case OSError():
+            output.traceback(error)
+            return _explain(_from_os(error), output)
+        case _:
+            output.traceback(error)
+            hint = "" if output.verbose else "run it again with -v, and report what it prints"
+            text = str(error) or "no text"
+            output.error(DmthinError(f"this is a bug in dmthin: {type(error).__name__}: {text}", hint=hint))
+            return Status.FAILED.exit_code
+    output.error(error)
+    return error.status.exit_code
+
+
+def _from_os(error: OSError) -> DmthinError:
+    """An OSError that no floor below has explained."""
+    reason = error.strerror or str(error)
+    message = f"{os.fsdecode(error.filename)}: {reason}" if error.filename else reason
+    match error.errno:
+        case errno.EACCES | errno.EPERM:
+            return NotPermitted(message, hint="run this as root")
+        case errno.ENOENT:
+            return NotFound(message)
+        case errno.ENOSPC | errno.EDQUOT:
+            return NoDataSpace(message, hint="free some space there")
+    return KernelError(message, errno=error.errno or 0)
+
+
+def _drop_stdout() -> None:
+    """Let the interpreter's last flush go nowhere: the reader of our output has left."""
+    with suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

@@ -1,0 +1,147 @@
+"""list, tree, du and inspect: what there is. None of them changes a volume."""
+
+import os
+import sys
+from argparse import Namespace
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from dmthin.cli.call import Call
+from dmthin.cli.fields import USAGE_FIELDS, VOLUME_FIELDS, Form, as_json, shown
+from dmthin.cli.table import aligned, ask, describe
+
+if TYPE_CHECKING:
+    from dmthin.store.model import Kind
+    from dmthin.store.views import TreeNode, VolumeDetail
+
+_ALL = "name,kind,size,parent,file_system,state,created"
+_IMAGES = "name,size,parent,file_system,state,created"
+_CONTAINERS = "name,size,mapped,parent,file_system,state,mounts,created"
+_USAGE = "name,kind,size,mapped,exclusive,shared"
+_BRANCHES = ("├─ ", "└─ ", "│  ", "   ")
+_ASCII_BRANCHES = ("|- ", "`- ", "|  ", "   ")
+
+
+def list_all(call: Call) -> None:
+    """Every volume."""
+    _list(call, _ALL)
+
+
+def images(call: Call) -> None:
+    """The images."""
+    from dmthin.store.model import Kind
+
+    _list(call, _IMAGES, Kind.IMAGE)
+
+
+def containers(call: Call) -> None:
+    """The containers."""
+    from dmthin.store.model import Kind
+
+    _list(call, _CONTAINERS, Kind.CONTAINER)
+
+
+def tree(call: Call) -> None:
+    """Which volume descends from which."""
+    from dmthin.store import views
+
+    with call.store() as store:
+        nodes = views.tree(store)
+    if call.output.as_json:
+        call.output.document({"volumes": [_node_json(node) for node in nodes]})
+        return
+    branches = _BRANCHES if _speaks_utf8() else _ASCII_BRANCHES
+    lines = list(_tree_lines(nodes, branches, exact=call.arguments.exact))
+    call.output.data(aligned(lines, (False, False, True, False)))
+
+
+def du(call: Call) -> None:
+    """What each volume takes of the pool."""
+    if call.arguments.columns == "help":
+        call.output.data(describe(USAGE_FIELDS))
+        return
+    table = ask(call.arguments, USAGE_FIELDS, _USAGE)
+    from dmthin.store import views
+
+    with call.store() as store:
+        report = views.usage(store)
+    rows = table.sorted(report.volumes)
+    total = {"mapped": report.mapped, "exclusive": report.exclusive, "shared": report.shared}
+    if call.output.as_json:
+        fields = table.columns if table.chosen else USAGE_FIELDS
+        call.output.document({"volumes": [as_json(row, fields) for row in rows], "total": total})
+    else:
+        # Each block counts once in the last line, so it is less than the sum of the lines above.
+        call.output.data(table.text(rows, total={"name": "total", **total}))
+
+
+def inspect(call: Call) -> None:
+    """All that is known of some volumes: an array, as docker inspect prints it; with --json in an object."""
+    from dmthin.store import views
+
+    with call.store() as store:
+        found = [_detail_json(detail) for detail in views.details(store, call.arguments.names)]
+    if call.output.as_json:
+        call.output.document({"volumes": found})
+    else:
+        import json
+
+        call.output.data(json.dumps(found, indent=2) + "\n")
+
+
+def _list(call: Call, default: str, *kinds: "Kind") -> None:
+    arguments: Namespace = call.arguments
+    if arguments.columns == "help":
+        call.output.data(describe(VOLUME_FIELDS))
+        return
+    table = ask(arguments, VOLUME_FIELDS, default)
+    from dmthin.store import views
+
+    with call.store() as store:
+        rows = table.sorted(views.volumes(store, *kinds))
+    if call.output.as_json:
+        fields = table.columns if table.chosen else VOLUME_FIELDS
+        call.output.document({"volumes": [as_json(row, fields) for row in rows]})
+    else:
+        call.output.data(table.text(rows))
+
+
+def _tree_lines(
+    nodes: "Sequence[TreeNode]", branches: Sequence[str], *, exact: bool, before: str | None = None
+) -> Iterator[list[str]]:
+    """Name, kind, size and state of each volume, the name behind the lines that lead to it."""
+    through, last, pass_by, nothing = branches
+    for index, node in enumerate(nodes):
+        ends = index + 1 == len(nodes)
+        volume = node.volume
+        lead = "" if before is None else before + (last if ends else through)
+        size = shown(volume.size, Form.SIZE, exact=exact)
+        yield [lead + shown(volume.name, Form.TEXT), volume.kind, size, volume.state]
+        below = "" if before is None else before + (nothing if ends else pass_by)
+        yield from _tree_lines(node.children, branches, exact=exact, before=below)
+
+
+def _node_json(node: "TreeNode") -> dict[str, Any]:
+    return {**as_json(node.volume, VOLUME_FIELDS), "children": [_node_json(child) for child in node.children]}
+
+
+def _detail_json(detail: "VolumeDetail") -> dict[str, Any]:
+    return {
+        **as_json(detail.volume, VOLUME_FIELDS),
+        "ancestors": list(detail.ancestors),
+        "children": list(detail.children),
+        "device_name": detail.device_name,
+        "device_uuid": detail.device_uuid,
+        "device_number": detail.device_number,
+        "highest_mapped": detail.highest_mapped,
+        "holders": [{"name": holder.name, "pid": holder.pid or None, "how": holder.how} for holder in detail.holders],
+    }
+
+
+def _speaks_utf8() -> bool:
+    """Whether the terminal draws lines: the locale's own word counts, for Python may speak UTF-8 in the C locale."""
+    locale = next(filter(None, (os.environ.get(name) for name in ("LC_ALL", "LC_CTYPE", "LANG"))), "")
+    written = (sys.stdout.encoding or "") if sys.stdout else ""
+    return all("utf8" in name.lower().replace("-", "") for name in (locale, written))
+
+

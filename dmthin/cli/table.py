@@ -1,0 +1,105 @@
+"""Tables as lvs prints them: aligned columns under headings, which ones and in which order as asked."""
+
+from argparse import Namespace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from dmthin.cli.fields import Field, shown
+from dmthin.errors import InvalidValue
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Table(Generic[T]):
+    """What was asked of a table. `sort` holds fields and whether they descend."""
+
+    columns: tuple[Field[T], ...]
+    sort: tuple[tuple[Field[T], bool], ...]
+    chosen: bool
+    headings: bool
+    tabs: bool
+    exact: bool
+
+    def sorted(self, rows: Iterable[T]) -> list[T]:
+        """The rows in the order asked for; what is unknown comes first, as if it were nothing."""
+        ordered = list(rows)
+        for field, descending in reversed(self.sort):
+            ordered.sort(key=lambda row, field=field: _sort_key(field.get(row)), reverse=descending)  # type: ignore[misc]
+        return ordered
+
+    def text(self, rows: Sequence[T], total: Mapping[str, Any] | None = None) -> str:
+        """The table, ending in a newline unless there is nothing to print; a `total` line is for people only."""
+        lines = [[field.text(row, exact=self.exact) for field in self.columns] for row in rows]
+        if self.tabs:
+            return "".join("\t".join(line) + "\n" for line in lines)
+        if total and lines:
+            lines.append([self._total_cell(field, total) for field in self.columns])
+        if self.headings and lines:
+            lines.insert(0, [field.heading for field in self.columns])
+        return aligned(lines, [field.form.right for field in self.columns])
+
+    def _total_cell(self, field: Field[T], total: Mapping[str, Any]) -> str:
+        return shown(total[field.name], field.form, exact=self.exact) if field.name in total else ""
+
+
+def ask(arguments: Namespace, fields: tuple[Field[T], ...], default: str, sort: str = "name") -> Table[T]:
+    """What the options -o, -O, -H, -p and --noheadings ask for. Raises InvalidValue for a field that is not there."""
+    given: str = arguments.columns or ""
+    names = default + "," + given[1:] if given.startswith("+") else given or default
+    return Table(
+        columns=tuple(find(fields, name) for name in _names(names)),
+        sort=tuple((find(fields, name.lstrip("+-")), name.startswith("-")) for name in _names(arguments.sort or sort)),
+        chosen=bool(given),
+        headings=not (arguments.noheadings or arguments.tabs),
+        tabs=arguments.tabs,
+        exact=arguments.exact,
+    )
+
+
+def find(fields: Iterable[Field[T]], name: str) -> Field[T]:
+    """The field of that name or alias. Raises InvalidValue."""
+    known = {}
+    for field in fields:
+        known[field.name] = field
+        if field.alias:
+            known[field.alias] = field
+    if name in known:
+        return known[name]
+    import difflib
+
+    near = difflib.get_close_matches(name, list(known), 1)
+    hint = f"did you mean {near[0]}?" if near else f"there is {', '.join(field.name for field in fields)}"
+    raise InvalidValue(f"unknown field {name!r}", hint=hint)
+
+
+def describe(fields: Iterable[Field[Any]]) -> str:
+    """What -o help prints."""
+    return aligned([[f"{field.name}{f' ({field.alias})' if field.alias else ''}", field.help] for field in fields])
+
+
+def aligned(lines: Sequence[Sequence[str]], right: Sequence[bool] = ()) -> str:
+    """Lines of cells as text, each column as wide as its widest cell; no blanks at the ends of lines."""
+    if not lines:
+        return ""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    sides = [*right, *[False] * (len(widths) - len(right))]
+    text = ""
+    for line in lines:
+        cells = [
+            cell.rjust(width) if side else cell.ljust(width)
+            for cell, width, side in zip(line, widths, sides, strict=True)
+        ]
+        text += "  ".join(cells).rstrip() + "\n"
+    return text
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _sort_key(value: Any) -> tuple[bool, Any]:
+    if value is None or value == ():
+        return (False, 0)
+    return (True, value)

@@ -1,0 +1,21 @@
+"""The store on two real CPUs, with systemd-udevd, where processes truly run at the same time."""
+
+import subprocess
+from pathlib import Path
+
+CHECKOUT = Path(__file__).resolve().parent.parent.parent
+
+
+def test_many_at_once_on_two_cpus_with_udevd() -> None:
+    tests = ["python", "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/kernel/test_concurrency.py"]
+    vm = [str(CHECKOUT / "scripts/vm"), "--engine", "qemu", "--timeout", "900", "--"]
+    done = subprocess.run([*vm, *tests], cwd=CHECKOUT, capture_output=True, text=True, timeout=1000)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "4 passed" in done.stdout
+
+
+def test_the_verbs_beside_udevd() -> None:
+    tests = ["python", "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/kernel/test_store.py"]
+    vm = [str(CHECKOUT / "scripts/vm"), "--udev", "--timeout", "600", "--"]
+    done = subprocess.run([*vm, *tests], cwd=CHECKOUT, capture_output=True, text=True, timeout=700)
+    assert done.returncode == 0, done.stdout + done.stderr

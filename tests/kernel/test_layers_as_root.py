@@ -1,0 +1,243 @@
+"""What only root can make, on the file systems that volumes have: owners, devices, trusted and security attributes."""
+
+import io
+import logging
+import os
+import stat
+import struct
+import subprocess
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from dmthin.errors import InvalidValue, NoDataSpace
+from dmthin.layers.entry import NO_DATA, Entry, EntryType
+from dmthin.layers.source import open_source
+from dmthin.layers.unpack import Unpacker, unpack
+from tests.unit.test_layers_tar import member, tar
+
+HARDLINK = EntryType.HARDLINK
+
+CAPABILITY = struct.pack("<IIIII", 0x02000001, 1 << 10, 0, 0, 0)
+"""cap_net_bind_service, effective and permitted (struct vfs_cap_data of linux/capability.h)."""
+
+Listing = dict[bytes, tuple[Entry, bytes, tuple[int, int]]]
+
+
+def listing(tree: Path) -> Listing:
+    """All of a tree: entries, data and the owner and mode of each name, hard links included."""
+    found: Listing = {}
+    with open_source(tree) as source:
+        for entry, data in source:
+            content = b""
+            while piece := data.read(1 << 20):
+                content += piece
+            found[entry.path] = entry, content, (entry.uid, entry.mode)
+    return found
+
+
+@pytest.fixture(scope="module", params=["ext4", "xfs"])
+def disk(request: pytest.FixtureRequest) -> Iterator[Path]:
+    """An empty file system of its own; its name is that of its kind."""
+    with tempfile.TemporaryDirectory(dir=os.environ.get("DMTHIN_VM_SCRATCH")) as scratch:
+        image, target = Path(scratch, "image"), Path(scratch, request.param)
+        target.mkdir()
+        image.touch()
+        os.truncate(image, 512 << 20)
+        subprocess.run([f"mkfs.{request.param}", "-q", image], check=True)
+        subprocess.run(["mount", "-o", "loop", image, target], check=True)
+        try:
+            yield target
+        finally:
+            subprocess.run(["umount", target], check=True)
+
+
+@pytest.fixture
+def root(disk: Path) -> Iterator[Path]:
+    """An empty folder on `disk`."""
+    with tempfile.TemporaryDirectory(dir=disk) as scratch:
+        path = Path(scratch, "root")
+        path.mkdir()
+        yield path
+
+
+ids = st.sampled_from([0, 1, 1000, 65534, 2**31, 2**32 - 2])
+modes = st.integers(0, 0o7777)
+times = st.integers(0, 4 * 10**18)
+values = st.one_of(st.binary(max_size=60), st.just(b""))
+any_xattrs = st.dictionaries(st.sampled_from(["trusted.t", "trusted.a=b%3D%", "trusted.\udcff"]), values, max_size=2)
+file_xattrs = st.one_of(
+    any_xattrs,
+    st.dictionaries(st.sampled_from(["user.u", "user.\n"]), values, max_size=2),
+    st.just({"security.capability": CAPABILITY}),
+)
+paths = st.lists(st.sampled_from([b"a", b"b", b"c", b"\xff", b"d" * 200]), min_size=1, max_size=3).map(b"/".join)
+devices = st.tuples(st.integers(0, 4095), st.integers(0, (1 << 18) - 1)).map(lambda pair: os.makedev(*pair))
+"""xfs has 18 bits for the minor number where the kernel has 20 (sysv_valid_dev)."""
+
+
+def _entry(kind: EntryType) -> st.SearchStrategy[Entry]:
+    node = kind in (EntryType.CHAR_DEVICE, EntryType.BLOCK_DEVICE)
+    plain = kind in (EntryType.FILE, EntryType.DIRECTORY)
+    return st.builds(
+        Entry,
+        paths,
+        st.just(kind),
+        modes,
+        ids,
+        ids,
+        times,
+        link=st.sampled_from([b"a", b"/b", b"c/../d"]) if kind is EntryType.SYMLINK else st.just(b""),
+        device=devices if node else st.just(0),
+        xattrs=file_xattrs if plain else any_xattrs,
+    )
+
+
+recipes = st.lists(
+    st.one_of(
+        *(_entry(kind) for kind in EntryType if kind is not HARDLINK),
+        _entry(EntryType.DIRECTORY),
+        st.builds(Entry, paths, st.just(HARDLINK), st.just(0), link=paths),
+    ),
+    min_size=1,
+    max_size=12,
+)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@given(recipes, modes, ids)
+def test_a_tree_of_all_that_root_can_make(disk: Path, recipe: list[Entry], mode: int, owner: int) -> None:
+    """Made from entries, then read by the walker and by GNU tar, it comes out the same."""
+    with tempfile.TemporaryDirectory(dir=disk) as scratch:
+        made, walked = Path(scratch, "made"), Path(scratch, "walked")
+        made.mkdir()
+        with Unpacker(made) as unpacker:
+            unpacker.apply(Entry(b".", EntryType.DIRECTORY, mode, owner, owner, 5, xattrs={"trusted.r": b"r"}))
+            for entry in recipe:
+                try:
+                    unpacker.apply(entry)
+                except InvalidValue:
+                    assert entry.type is HARDLINK or b"/" in entry.path
+        expected = listing(made)
+        for path, (found, _, _) in expected.items():
+            wanted = [entry for entry in recipe if entry.path == path and entry.type is found.type]
+            if wanted and found.type is not HARDLINK and found.type is not EntryType.DIRECTORY:
+                assert found == wanted[-1] or found.type is EntryType.SYMLINK
+        walked.mkdir()
+        unpack(made, walked)
+        assert listing(walked) == expected
+        linked = {expected[entry.link][0].type for entry, _, _ in expected.values() if entry.type is HARDLINK}
+        if linked & {EntryType.CHAR_DEVICE, EntryType.BLOCK_DEVICE, EntryType.FIFO}:
+            return  # GNU tar writes the second name of a node as a node of its own
+        for options in (["--format=pax"], ["--format=pax", "--sparse"]):
+            archive, packed = Path(scratch, "tar"), Path(scratch, "".join(options))
+            packed.mkdir()
+            command = ["tar", "--xattrs", "--xattrs-include=*", *options, "-C", str(made), "-cf", str(archive), "."]
+            subprocess.run(command, check=True, capture_output=True)
+            unpack(archive, packed)
+            assert listing(packed) == expected
+
+
+def test_set_uid_and_capabilities_survive_the_change_of_owner(root: Path) -> None:
+    program = Entry(
+        b"p", EntryType.FILE, 0o6755, 1000, 1000, 1, xattrs={"security.capability": CAPABILITY, "user.x": b"\0\xff"}
+    )
+    with Unpacker(root) as unpacker:
+        unpacker.apply(program)
+        unpacker.apply(Entry(b"q", HARDLINK, 0, 7, 7, 9, link=b"p"))
+    info = (root / "q").stat()
+    assert (stat.S_IMODE(info.st_mode), info.st_uid, info.st_gid, info.st_nlink) == (0o6755, 1000, 1000, 2)
+    assert os.getxattr(root / "q", "security.capability") == CAPABILITY
+    assert os.getxattr(root / "q", "user.x") == b"\0\xff"
+
+
+def test_missing_parents_belong_to_root(root: Path) -> None:
+    root.chmod(0o2777)
+    os.chown(root, 1000, 1000)
+    unpack(io.BytesIO(tar(member("a/b/f", b"x", uid=5, gid=6))), root)
+    for path in ("a", "a/b"):
+        info = (root / path).stat()
+        assert (info.st_uid, info.st_gid, stat.S_IMODE(info.st_mode) & 0o777) == (0, 0, 0o755)
+    assert ((root / "a/b/f").stat().st_uid, (root / "a/b/f").stat().st_gid) == (5, 6)
+    assert (root.stat().st_uid, stat.S_IMODE(root.stat().st_mode)) == (1000, 0o2777)
+
+
+@pytest.mark.parametrize("kind", [tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE])
+def test_a_device_is_no_parent_and_is_never_opened(root: Path, kind: bytes) -> None:
+    # Major 240 is for local use: nobody answers there, and an open would say ENXIO.
+    node = member("n", type=kind, devmajor=240, devminor=77, mode=0o640)
+    with pytest.raises(InvalidValue, match="Not a directory"):
+        unpack(io.BytesIO(tar(node, member("n/f", b"x"))), root)
+    assert stat.S_IMODE(os.lstat(root / "n").st_mode) == 0o640
+    unpack(io.BytesIO(tar(node, member("n", b"x"))), root)
+    assert (root / "n").read_bytes() == b"x"
+
+
+@pytest.fixture
+def small(root: Path) -> Iterator[Path]:
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m,nr_inodes=50,mode=755", "small", root], check=True)
+    yield root
+    subprocess.run(["umount", root], check=True)
+
+
+def test_a_full_file_system_names_the_entry(small: Path) -> None:
+    with pytest.raises(NoDataSpace, match="no space left for the file big/file"):
+        unpack(io.BytesIO(tar(member("fits", b"x"), member("big/file", bytes(2 << 20)))), small)
+
+
+def test_a_file_system_without_inodes_names_the_entry(small: Path) -> None:
+    with pytest.raises(NoDataSpace, match="no space left for the directory d4"):
+        unpack(io.BytesIO(tar(*(member(f"d{n}", type=tarfile.DIRTYPE) for n in range(100)))), small)
+
+
+def test_a_mount_point_is_listed_and_what_is_below_is_not(small: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (small / "hidden").write_bytes(b"")
+    (small.parent / "z").write_bytes(b"")
+    assert list(listing(small.parent)) == [b".", b"root", b"z"]
+    assert "left out the file system at root" in caplog.text
+    with Unpacker(small.parent) as unpacker, pytest.raises(InvalidValue):
+        unpacker.apply(Entry(b"root/file", EntryType.FILE, 0o644))
+
+
+def test_attributes_that_cannot_be_set_are_told_once(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    pax = {"SCHILY.xattr.bogus.name": "x", "SCHILY.xattr.user.fine": "y"}
+    with caplog.at_level(logging.WARNING):
+        unpack(io.BytesIO(tar(*(member(f"f{n}", pax_headers=dict(pax)) for n in range(5)))), root)
+        fifo = Entry(b"p", EntryType.FIFO, 0o600, xattrs={"user.no": b"x"})
+        with Unpacker(root) as unpacker:
+            unpacker.apply(fifo, NO_DATA)
+    assert [record.getMessage().split(" of ")[0] for record in caplog.records] == [
+        "left out the attribute bogus.name",
+        "left out the attribute user.no",
+    ]
+    assert os.getxattr(root / "f4", "user.fine") == b"y"
+
+
+def test_an_attribute_beyond_the_file_system_is_not_a_full_disk(disk: Path, root: Path) -> None:
+    """ext4 holds 4 KiB of attributes per file and answers ENOSPC beyond; the limit of all is 64 KiB."""
+    for size in (10_000, 100_000):
+        entry = Entry(b"f", EntryType.FILE, 0o644, xattrs={"user.big": bytes(size)})
+        with Unpacker(root) as unpacker:
+            if disk.name == "xfs" and size == 10_000:
+                unpacker.apply(entry)
+                assert os.getxattr(root / "f", "user.big") == bytes(size)
+            else:
+                with pytest.raises(InvalidValue, match="too large for this file system"):
+                    unpacker.apply(entry)
+
+
+def test_a_file_larger_than_the_file_system_can_hold(disk: Path, root: Path) -> None:
+    """xfs takes the greatest offset there is."""
+    pax = {"GNU.sparse.size": str((1 << 63) - 1), "GNU.sparse.map": f"{(1 << 63) - 5},4"}
+    archive = io.BytesIO(tar(member("f", b"data", pax_headers=pax)))
+    if disk.name == "xfs":
+        unpack(archive, root)
+        assert (root / "f").stat().st_size == (1 << 63) - 1
+    else:
+        with pytest.raises(InvalidValue, match="the file f cannot be made: File too large"):
+            unpack(archive, root)
