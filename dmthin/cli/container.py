@@ -2,14 +2,11 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dmthin.cli.call import Call
 from dmthin.cli.results import tell_volume
 from dmthin.cli.sizes import human, parse_request, require_whole_kib
-
-if TYPE_CHECKING:
-    from dmthin.store.store import Store
 
 
 def create(call: Call) -> None:
@@ -80,13 +77,16 @@ def commit(call: Call) -> None:
 
 def remove(call: Call) -> None:
     """Remove a container."""
+    from dmthin.store.model import Kind
+
     name, force = call.arguments.name, call.arguments.force
     with call.store() as store:
         if _planned(call, lambda plans: plans.container_remove(store, name, force=force)):
             return
-        in_use = force and _open_count(store, name) > 0
+        number = store.ledger.ready(name, Kind.CONTAINER).device_id
         store.containers.remove(name, force=force)
-    call.output.say(f"removed the container {name}" + (", which goes with its last user" if in_use else ""))
+        remains = store.ledger.by_id(number) is not None
+    call.output.say(f"removed the container {name}" + ("; its space comes back with its last user" if remains else ""))
     if call.output.as_json:
         call.output.document({"removed": name})
 
@@ -99,9 +99,3 @@ def _planned(call: Call, plan: Callable[[Any], list[str]]) -> bool:
 
     call.output.plan(plan(plans))
     return True
-
-
-def _open_count(store: "Store", name: str) -> int:
-    from dmthin.store import views
-
-    return views.volume(store, name).open_count or 0

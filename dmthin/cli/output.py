@@ -46,7 +46,7 @@ class Output:
         if sys.stdout is None:
             raise OSError("standard output is closed")
         encoding = sys.stdout.encoding or "utf-8"
-        with _reader_watched():
+        with reader_watched():
             sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
             sys.stdout.flush()
 
@@ -129,7 +129,7 @@ class Output:
     def flush(self) -> None:
         """Make sure that what argparse has printed is out. Raises ReaderGone, OSError."""
         if sys.stdout is not None:
-            with _reader_watched():
+            with reader_watched():
                 sys.stdout.flush()
 
     def terminal(self) -> TextIO | None:
@@ -178,8 +178,11 @@ def one_line(text: str) -> str:
 
 
 @contextmanager
-def _reader_watched() -> Iterator[None]:
+def reader_watched() -> Iterator[None]:
+    """Turn what goes wrong with standard output inside into ReaderGone, or an OSError that names it."""
     try:
         yield
     except BrokenPipeError:
         raise ReaderGone from None
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, "standard output") from None

@@ -2,12 +2,14 @@
 
 import argparse
 import re
+import sys
 from argparse import Action, Namespace
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from dmthin import __version__
 from dmthin.cli.global_options import UsageError, default_root
+from dmthin.cli.output import reader_watched
 
 _GLOBAL_HELP = "options for every command, anywhere on the line: dmthin --help"
 _EXIT_STATUS = """\
@@ -43,6 +45,11 @@ class Parser(argparse.ArgumentParser):
         name = first.partition("=")[0]
         known = [option for option in (*self._option_string_actions, *_GLOBAL_NAMES) if option.startswith("--")]
         self.reject(f"unknown option {name}", _did_you_mean(name, known))
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """Where help and version go. Unlike argparse's own, it hides no failure."""
+        with reader_watched():
+            (file or sys.stderr).write(message)
 
     def _check_value(self, action: Action, value: Any) -> None:
         if action.choices is not None and value not in action.choices:

@@ -49,7 +49,7 @@ def ask(arguments: Namespace, fields: tuple[Field[T], ...], default: str, sort: 
     given: str = arguments.columns or ""
     names = default + "," + given[1:] if given.startswith("+") else given or default
     return Table(
-        columns=tuple(find(fields, name) for name in _names(names)),
+        columns=tuple(find(fields, name) for name in dict.fromkeys(_names(names))),
         sort=tuple((find(fields, name.lstrip("+-")), name.startswith("-")) for name in _names(arguments.sort or sort)),
         chosen=bool(given),
         headings=not (arguments.noheadings or arguments.tabs),

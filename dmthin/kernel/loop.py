@@ -20,6 +20,7 @@ from dmthin.failpoint import step
 from dmthin.kernel.block import os_failure
 
 _CONTROL = "/dev/loop-control"
+_MAJOR = 7
 _CTL_GET_FREE = 0x4C82
 _SET_FD = 0x4C00
 _CLR_FD = 0x4C01
@@ -109,6 +110,19 @@ def find(path: Path) -> LoopDevice | None:
         if identity == (wanted.st_dev, wanted.st_ino):
             return LoopDevice(index, *identity)
     return None
+
+
+def is_at(path: Path, number: str) -> bool:
+    """Whether the device with this `major:minor` is a loop that is bound to this very file."""
+    major, minor = map(int, number.split(":"))
+    if major != _MAJOR or _attribute(minor, "loop/backing_file") is None:
+        return False
+    try:
+        wanted = path.stat()
+        with _open(minor) as fd:
+            return _backing(fd) == (wanted.st_dev, wanted.st_ino)
+    except (FileNotFoundError, NotFound, Unavailable):
+        return False
 
 
 def attach(path: Path, *, read_only: bool = False, direct_io: bool = True) -> LoopDevice:
@@ -210,7 +224,7 @@ def _open(index: int) -> Iterator[int]:
     try:
         # A node may be missing in a container that has a /dev of its own; the number is known, so make it.
         if not Path(node).exists():
-            os.mknod(node, 0o60660, os.makedev(7, index))
+            os.mknod(node, 0o60660, os.makedev(_MAJOR, index))
         fd = os.open(node, os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:
         raise NotFound(f"there is no {node}") from None

@@ -1,7 +1,8 @@
 """A tree from which no path leads out, and the open directories in it.
 
-Parents are resolved by openat2(2), with RESOLVE_IN_ROOT: a symbolic link among them is followed inside the root, as
-after chroot, and `..` stops there. Everything else happens relative to the descriptor of a parent and follows no link.
+Parents are resolved by openat2(2), with RESOLVE_IN_ROOT: a symbolic link among them is followed inside the
+root, as after chroot, and `..` stops there. Everything else happens relative to the descriptor of a parent
+and follows no link.
 """
 
 import ctypes
@@ -11,7 +12,9 @@ import stat
 from collections.abc import Iterator
 
 _OPENAT2 = 437  # the same on every architecture but alpha
-_RESOLVE_NO_XDEV, _RESOLVE_NO_MAGICLINKS, _RESOLVE_IN_ROOT = 0x01, 0x02, 0x10
+_NO_XDEV, _NO_MAGICLINKS, _NO_SYMLINKS, _BENEATH, _IN_ROOT = 0x01, 0x02, 0x04, 0x08, 0x10
+"""RESOLVE_ flags of linux/openat2.h."""
+
 _AT_SYMLINK_NOFOLLOW = 0x100
 _RETRIES = 16
 _CACHED = 64
@@ -31,24 +34,35 @@ class _OpenHow(ctypes.Structure):
     _fields_ = (("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64))
 
 
-_HOW = _OpenHow(_DIRECTORY, 0, _RESOLVE_IN_ROOT | _RESOLVE_NO_MAGICLINKS | _RESOLVE_NO_XDEV)
+_ANY_BELOW = _OpenHow(_DIRECTORY, 0, _IN_ROOT | _NO_MAGICLINKS | _NO_XDEV)
+_OWN_ENTRY = _OpenHow(_DIRECTORY, 0, _BENEATH | _NO_SYMLINKS | _NO_XDEV)
 
 
 def open_below(root_fd: int, path: bytes) -> int:
-    """A descriptor of the directory at `path` below `root_fd`; raises OSError.
+    """A descriptor of the directory at `path` below `root_fd`, links on the way followed; raises OSError.
 
-    EAGAIN means that something was renamed meanwhile (openat2(2)), and is tried again. ENOSYS: Linux before 5.6.
+    ENOSYS: Linux before 5.6. EXDEV: a mount point is on the way.
     """
+    return _openat2(root_fd, path or b".", _ANY_BELOW)
+
+
+def open_entry(parent_fd: int, name: bytes) -> int:
+    """A descriptor of the directory `name` itself, neither a link (ELOOP) nor a mount point (EXDEV)."""
+    return _openat2(parent_fd, name, _OWN_ENTRY)
+
+
+def _openat2(fd: int, path: bytes, how: _OpenHow) -> int:
+    """openat2(2); EAGAIN means that something was renamed meanwhile, and is tried again."""
     for _ in range(_RETRIES):
-        fd: int = _libc.syscall(
+        opened: int = _libc.syscall(
             ctypes.c_long(_OPENAT2),
-            ctypes.c_int(root_fd),
-            ctypes.c_char_p(path or b"."),
-            ctypes.byref(_HOW),
-            ctypes.c_size_t(ctypes.sizeof(_HOW)),
+            ctypes.c_int(fd),
+            ctypes.c_char_p(path),
+            ctypes.byref(how),
+            ctypes.c_size_t(ctypes.sizeof(how)),
         )
-        if fd >= 0:
-            return fd
+        if opened >= 0:
+            return opened
         number = ctypes.get_errno()
         if number not in (errno.EAGAIN, errno.EINTR):
             break
@@ -63,9 +77,9 @@ def chmod_node(parent_fd: int, name: bytes, mode: int) -> None:
 
 
 def split(path: bytes) -> tuple[bytes, bytes]:
-    """The parent and the last component of a name, cleaned as Docker does: from the root, `..` by letter, clamped.
+    """The parent and the last component of a name, cleaned as Docker does: from the root, `..` by letter.
 
-    The root itself is (b"", b"").
+    A `..` beyond the root is dropped. The root itself is (b"", b"").
     """
     parts = path.split(b"/")
     if not _ODD.isdisjoint(parts):
@@ -105,12 +119,12 @@ class OpenDirectory:
 
 
 class ConfinedTree:
-    """The directories below a root, opened as they are asked for and kept open while they are likely to be needed.
+    """The directories below a root, opened as they are asked for and kept open while they may be needed.
 
-    A directory's modification time must survive what is put into it later. Each directory keeps the time that it is
-    to have in its own inode, or in its OpenDirectory while that is in the cache, and gets it back when it leaves the
-    cache: no list of all directories is needed, however many there are. Directories are known by inode, so that two
-    paths to one directory share one record of its times.
+    A directory's modification time must survive what is put into it later. Each directory keeps the time that
+    it is to have in its own inode, or in its OpenDirectory while that is in the cache, and gets it back when
+    it leaves the cache: no list of all directories is needed, however many there are. Directories are known
+    by inode, so that two paths to one directory share one record of its times.
 
     All methods raise OSError, untranslated.
     """
@@ -151,19 +165,23 @@ class ConfinedTree:
             self.forget()
 
     def forget(self, keep: OpenDirectory | None = None) -> None:
-        """Settle and close all directories but the root and `keep`, because paths may lead elsewhere from now on."""
+        """Settle and close all but the root and `keep`, because paths may lead elsewhere from now on."""
         staying = {self._root.identity: self._root} if self._by_path else {}
         going = self._by_inode
         if keep is not None:
             staying[keep.identity] = keep
         self._by_inode = staying
         self._by_path = {b"": self._root} if staying else {}
+        failure: OSError | None = None
         for directory in going.values():
             if directory.identity not in staying:
                 try:
                     directory.settle()
-                finally:
-                    os.close(directory.fd)
+                except OSError as error:
+                    failure = error
+                os.close(directory.fd)
+        if failure is not None:
+            raise failure
 
     def make_directory(self, path: bytes, *, owned_by_root: bool) -> OpenDirectory:
         """The directory at a cleaned `path`, made with 0755 where it is missing, and its parents too.
@@ -185,7 +203,7 @@ class ConfinedTree:
                 os.mkdir(name, 0o755, dir_fd=fd)
                 if fd == base.fd:
                     base.dirty = True
-                inner = os.open(name, _DIRECTORY | os.O_NOFOLLOW, dir_fd=fd)
+                inner = open_entry(fd, name)
                 if fd != base.fd:
                     os.close(fd)
                 fd = inner
@@ -199,7 +217,7 @@ class ConfinedTree:
         return self.adopt(path, fd) if missing else base
 
     def remove(self, parent: OpenDirectory, name: bytes) -> None:
-        """Remove `name` from `parent`, with all that is below it; only `parent` stays open if paths change by that."""
+        """Remove `name` from `parent` with all below it; if that changes paths, only `parent` stays open."""
         kind = os.lstat(name, dir_fd=parent.fd).st_mode
         if stat.S_ISDIR(kind) or stat.S_ISLNK(kind):
             self.forget(keep=parent)
@@ -211,8 +229,11 @@ class ConfinedTree:
 
 
 def remove_tree(parent_fd: int, name: bytes) -> None:
-    """Remove the directory `name` and all below it, however deep: one descriptor, no recursion, no link followed."""
-    fd = os.open(name, _DIRECTORY | os.O_NOFOLLOW, dir_fd=parent_fd)
+    """Remove the directory `name` and all below it, however deep: one descriptor, no recursion.
+
+    No link is followed; a mount point is an error (EXDEV), and what is mounted there stays.
+    """
+    fd = open_entry(parent_fd, name)
     parent = os.fstat(parent_fd)
     # One frame per level: the parent's identity, the own name, the directories still to be removed.
     frames = [((parent.st_dev, parent.st_ino), name, _empty_of_files(fd))]
@@ -220,7 +241,7 @@ def remove_tree(parent_fd: int, name: bytes) -> None:
         while frames:
             above, own_name, inner = frames[-1]
             if inner:
-                child = os.open(inner[-1], _DIRECTORY | os.O_NOFOLLOW, dir_fd=fd)
+                child = open_entry(fd, inner[-1])
                 info = os.fstat(fd)
                 os.close(fd)
                 fd = child

@@ -1,4 +1,4 @@
-"""One entry of a tree: what every reader of archives, directories and differences gives and every writer takes."""
+"""One entry of a tree: what readers of archives, directories and differences give and what writers take."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import Protocol
 
 MODE_BITS = 0o7777
-"""Permissions with set-uid, set-gid and sticky; some writers (Docker) put the file type into a tar's mode too."""
+"""Permissions with set-uid, set-gid and sticky; Docker puts the file type into a tar's mode too."""
 
 _SHOWN_LENGTH = 200
 NO_XATTRS: Mapping[str, bytes] = MappingProxyType({})
@@ -30,11 +30,11 @@ class Entry:
     """A name in a tree and all that is known of it, its data excepted.
 
     Names are bytes, as the kernel has them, and unjudged: absolute, with `..`, empty or endless as they came.
-    `size` is the length of the file in bytes. `segments` lists the (offset, length) runs of a sparse file that
-    hold data, ascending, not empty, within `size`; None means that all of the file is data. `link` is the target of
-    a symbolic link, or the path (from the root of the tree) of the entry that a hard link names once more; such an
-    entry has the attributes of the first. `device` is as os.makedev gives it. The names of `xattrs` carry their
-    name space ("security.capability") and are decoded with surrogateescape.
+    `size` is the length of the file in bytes. `segments` lists the (offset, length) runs of a sparse file
+    that hold data, ascending, not empty, within `size`; None means that all of the file is data. `link` is
+    the target of a symbolic link, or the path (from the root of the tree) of the entry that a hard link names
+    once more; such an entry has the attributes of the first. `device` is as os.makedev gives it. The names of
+    `xattrs` carry their name space ("security.capability") and are decoded with surrogateescape.
     """
 
     path: bytes

@@ -1,4 +1,4 @@
-"""What the extended headers of a tar say about the entry after them: long names, PAX records, xattrs, sparse maps."""
+"""What the extended headers of a tar say about the entry after them: long names, PAX records, sparse maps."""
 
 from dataclasses import dataclass, field
 
@@ -14,8 +14,8 @@ _XATTR = b"SCHILY.xattr."
 class Extended:
     """Gathers one extended header after the other; then `complete` amends the entry's own header.
 
-    `xattrs` are exact bytes, an empty value included. Records that no field here stands for are passed over, among
-    them access control lists in text form, atime and the names of owners.
+    `xattrs` are exact bytes, an empty value included. Records that no field here stands for are passed over,
+    among them access control lists in text form, atime and the names of owners.
     """
 
     name: bytes = b""

@@ -1,7 +1,7 @@
 """One 512-byte block of a tar, and the records of a PAX header: bytes in, checked values out.
 
-Formats: POSIX.1-1988 ustar, V7, GNU (base-256 numbers; see GNU tar's manual, "Basic Tar Format"), POSIX.1-2001 PAX.
-Every function here raises Malformed for what no writer of these formats makes.
+Formats: POSIX.1-1988 ustar, V7, GNU (base-256 numbers; see GNU tar's manual, "Basic Tar Format"),
+POSIX.1-2001 PAX. Every function here raises Malformed for what no writer of these formats makes.
 """
 
 import functools
@@ -137,7 +137,7 @@ def parse_decimal(text: bytes, what: str) -> int:
 
 
 def parse_sparse(block: bytes, *, continued: bool) -> tuple[list[tuple[int, int]], bool]:
-    """The (offset, length) pairs in a GNU header of type S or in a block that continues it; does another follow?"""
+    """The (offset, length) pairs of a GNU header of type S or of a block that continues it; is there more?"""
     at, count = (0, 21) if continued else (_SPARSE_IN_HEADER, 4)
     pairs = []
     for start in range(at, at + 24 * count, 24):

@@ -31,7 +31,7 @@ class Source(ABC):
     @property
     @abstractmethod
     def position(self) -> int:
-        """Bytes read so far: of an archive as it lies in its file, compressed or not; of a directory's files."""
+        """Bytes read so far: of an archive as it lies in its file, of a directory's files."""
 
     @abstractmethod
     def __iter__(self) -> Iterator[tuple[Entry, Reader]]: ...
@@ -66,11 +66,13 @@ class _TreeSource(Source):
 
 @contextmanager
 def open_source(source: str | os.PathLike[str] | BinaryIO) -> Iterator[Source]:
-    """Open a directory, a tar file (plain, gzip, xz, zstd or bzip2, told by its first bytes), `-` or an open stream.
+    """Open a directory or a tar: a path, `-` for standard input, or an open stream.
 
-    `-` is standard input. An open stream is asked for nothing but `read(size)`, and is not closed.
-    Raises NotFound, NotPermitted, InvalidValue (a terminal as input), KernelError; while it is read, InvalidValue
-    for whatever is wrong with an archive or with a directory that changes, and KernelError where reading fails.
+    A tar is plain or compressed with gzip, xz, zstd or bzip2, which its first bytes tell and not its name. An
+    open stream is asked for nothing but `read(size)`, and is not closed.
+    Raises NotFound, NotPermitted, InvalidValue (a terminal as input), KernelError; while it is read,
+    InvalidValue for whatever is wrong with an archive or with a directory that changes, and KernelError where
+    reading fails.
     """
     if isinstance(source, str) and source == STDIN:
         if os.isatty(0):

@@ -1,4 +1,4 @@
-"""The bytes of an archive, decompressed as they stream by: no seeking, bounded memory, nothing cut goes unseen."""
+"""The bytes of an archive, decompressed as they stream by: no seeking, bounded memory, no cut goes unseen."""
 
 import bz2
 import lzma
@@ -20,8 +20,8 @@ XZ_MEMORY = 256 * MIB
 """What an xz stream may ask of its reader; `xz -9` asks for 65 MiB."""
 
 _ZSTD_FEED = KIB
-"""Bytes given to zstd at a time. Its binding cannot bound what one call gives back, and a block of 4 bytes can stand
-for 128 KiB: so one call gives 32 MiB at most. Costs 0.5 s per GB beside feeding it 64 KiB."""
+"""Bytes given to zstd at a time. Its binding cannot bound what one call gives back, and a block of 4 bytes
+can stand for 128 KiB: so one call gives 32 MiB at most. Costs 0.5 s per GB beside feeding it 64 KiB."""
 
 _BZIP2_STARTS = (bytes.fromhex("314159265359"), bytes.fromhex("177245385090"))
 """What follows `BZh` and a digit: a block, or the end of a stream without any."""
@@ -161,8 +161,8 @@ def _bytes_left(source: Readable) -> int | None:
 class ByteStream:
     """The decompressed bytes of an archive, in order.
 
-    `offset` counts those given so far. Every method that reads raises InvalidValue for compressed data that is corrupt
-    or cut, and KernelError where the input cannot be read.
+    `offset` counts those given so far. Every method that reads raises InvalidValue for compressed data that
+    is corrupt or cut, and KernelError where the input cannot be read.
     """
 
     def __init__(self, raw: RawInput) -> None:
@@ -204,7 +204,7 @@ class ByteStream:
         return count
 
     def drain(self) -> None:
-        """Read to the end, so that a checksum at the end is verified and a writer at a pipe is not broken off."""
+        """Read to the end, so that a checksum there is verified and a writer at a pipe is not broken off."""
         while self.some(CHUNK):
             pass
 
@@ -221,7 +221,7 @@ def _plain_or_expanded(raw: RawInput) -> Iterator[bytes]:
 
 
 def _expanded(raw: RawInput, data: bytes, form: str, new: Callable[[], _Decompressor]) -> Iterator[bytes]:
-    """The content of one compressed stream after another: gzip, xz, zstd and bzip2 may all be concatenated."""
+    """The content of one compressed stream after another: all four formats may be concatenated."""
     while data:
         decompressor = new()
         while not decompressor.eof:

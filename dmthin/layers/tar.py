@@ -1,8 +1,9 @@
 """Reading a tar as a stream of entries: ustar, V7, GNU and PAX, with sparse files and extended attributes.
 
-Strict where tolerance would make a short or wrong tree of a damaged archive: a header that does not verify in the
-middle is an error and not the end, and so is a member that is cut. As GNU tar does, an archive without the blocks of
-zeros at its end is accepted when its last member is whole. Global PAX headers are passed over, as Docker does.
+Strict where tolerance would make a short or wrong tree of a damaged archive: a header that does not verify in
+the middle is an error and not the end, and so is a member that is cut. As GNU tar does, an archive without
+the blocks of zeros at its end is accepted when its last member is whole. Global PAX headers are passed over,
+as Docker does.
 """
 
 import os
@@ -27,7 +28,7 @@ from dmthin.layers.stream import ByteStream
 from dmthin.units import MIB
 
 MAX_EXTENSION = MIB
-"""Bytes of a long name or a PAX header; the limit of Go's archive/tar, hence of Docker (maxSpecialFileSize)."""
+"""Bytes of a long name or a PAX header; the limit of Docker too (maxSpecialFileSize of Go's archive/tar)."""
 
 MAX_SEGMENTS = 1 << 18
 """Runs of data in one sparse file: some 40 MiB of memory."""
@@ -82,9 +83,9 @@ class _Data:
 
 
 class TarReader:
-    """Iterates over the (entry, reader) pairs of an archive; a reader is good until the next pair is asked for.
+    """Iterates over the (entry, reader) pairs of an archive; a reader is good until the next is asked for.
 
-    Raises InvalidValue, with the archive's name and the place, for anything that is not a whole and sound tar.
+    Raises InvalidValue, with the archive's name and the place, for all that is not a whole and sound tar.
     """
 
     def __init__(self, stream: ByteStream, name: str) -> None:
@@ -135,8 +136,8 @@ class TarReader:
             return None
         if block != ZERO_BLOCK:
             return block
-        # One block of zeros and then nothing is the sloppy end that GNU tar and Go accept. With more behind it, it is
-        # a hole in a damaged archive (Go: ErrHeader; GNU tar would stop here with a warning).
+        # One block of zeros and then nothing is the sloppy end that GNU tar and Go accept. With more behind
+        # it, it is a hole in a damaged archive (Go: ErrHeader; GNU tar would stop here with a warning).
         if self._stream.upto(BLOCK) not in (b"", ZERO_BLOCK):
             raise Malformed("a lone block of zeros, and more behind it")
         return None
@@ -213,7 +214,7 @@ class TarReader:
         return size, _checked(pairs, size, stored)
 
     def _sparse_map(self, stored: int) -> tuple[int, Segments]:
-        """Read the map of version 1.0, decimal lines before the data; also what is left of `stored` after it."""
+        """Read the map of version 1.0, decimal lines before the data; first what is left of `stored` then."""
         numbers: list[int] = []
         wanted = -1
         rest = b""
@@ -243,7 +244,7 @@ def _device(header: Header) -> int:
 
 
 def _checked(pairs: Segments, size: int, stored: int) -> tuple[tuple[int, int], ...] | None:
-    """The runs of a sparse file, proven to be in order and to hold what is stored; None where there is no hole."""
+    """The runs of a sparse file, proven to be in order and to hold what is stored; None: there is no hole."""
     segments = []
     end = total = 0
     for offset, length in pairs:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 from dmthin.errors import DmthinError, InvalidValue, KernelError, NoDataSpace, NotPermitted, Unavailable
-from dmthin.layers.confine import MAX_PATH, ConfinedTree, OpenDirectory, chmod_node, split
+from dmthin.layers.confine import MAX_PATH, ConfinedTree, OpenDirectory, chmod_node, open_entry, split
 from dmthin.layers.entry import NO_DATA, Entry, EntryType, Reader, shown
 from dmthin.layers.source import Source, open_source
 from dmthin.units import MIB
@@ -19,9 +19,9 @@ logger = logging.getLogger(__name__)
 
 _CHUNK = MIB
 _PROGRESS_ENTRIES = 256
+_PROGRESS_BYTES = 4 * MIB
 _WARNINGS = 100
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-_OLD_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NODES = {
     EntryType.CHAR_DEVICE: stat.S_IFCHR,
     EntryType.BLOCK_DEVICE: stat.S_IFBLK,
@@ -48,7 +48,7 @@ _UNFIT = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far an unpacking is: entries and bytes of files made; bytes read of the source, of `total` if known."""
+    """How far an unpacking is: entries and bytes of files made; bytes read of the source, and of how many."""
 
     entries: int
     bytes: int
@@ -67,14 +67,15 @@ class Unpacked:
 class Unpacker:
     """Applies entries, one by one, below a root directory that nobody else changes meanwhile.
 
-    Names are taken from the root; `..` and absolute names are clamped; links among parents are followed inside the
-    root; missing parents are made with 0755. What is in the way is replaced, unless old and new are both directories.
-    With `keep_owners` (needs root) everything gets the entry's owner, else the caller's. Messages begin with
-    `source`. Directories get their times when the unpacker is closed; use it as a context manager.
+    Names are taken from the root; `..` and absolute names are clamped; links among parents are followed
+    inside the root; missing parents are made with 0755. What is in the way is replaced, unless old and new
+    are both directories. With `keep_owners` (needs root) everything gets the entry's owner, else the
+    caller's. Messages begin with `source`. Directories get their times when the unpacker is closed; use it as
+    a context manager.
 
-    `apply` raises InvalidValue for an entry that cannot be, NoDataSpace when the volume is full (the message names
-    the entry; the caller knows the volume and may add its size to `hint`), NotPermitted, KernelError. The tree is then
-    half done, and for the caller to throw away.
+    `apply` raises InvalidValue for an entry that cannot be, NoDataSpace when the volume is full (the message
+    names the entry; the caller knows the volume and may add its size to `hint`), NotPermitted, KernelError.
+    The tree is then half done, and for the caller to throw away.
     """
 
     def __init__(
@@ -91,12 +92,16 @@ class Unpacker:
         self._warned: set[str] = set()
         self.entries = 0
         self.bytes = 0
-        fd = root if isinstance(root, int) else os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            self._tree = ConfinedTree(fd)
-        finally:
-            if fd != root:
-                os.close(fd)
+            fd = root if isinstance(root, int) else os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                self._tree = ConfinedTree(fd)
+            finally:
+                if fd != root:
+                    os.close(fd)
+        except OSError as error:
+            text = f"{root} cannot be unpacked to: {error.strerror}"
+            raise KernelError(text, errno=error.errno or 0) from error
         self._make: dict[EntryType, Callable[[Entry, OpenDirectory, bytes, Reader], None]] = {
             EntryType.FILE: self._file,
             EntryType.SYMLINK: self._symlink,
@@ -113,8 +118,12 @@ class Unpacker:
         self.close()
 
     def close(self) -> None:
-        """Give the directories their times and let go of them."""
-        self._tree.close()
+        """Give the directories their times and let go of them. Raises KernelError."""
+        try:
+            self._tree.close()
+        except OSError as error:
+            text = f"{self._prefix}the times of directories cannot be set: {error.strerror}"
+            raise KernelError(text, errno=error.errno or 0) from error
 
     def apply(self, entry: Entry, data: Reader = NO_DATA) -> None:
         """Make one entry, its data read from `data`."""
@@ -125,10 +134,10 @@ class Unpacker:
         if len(path) > MAX_PATH or b"\0" in path:
             wrong = "contains a NUL" if b"\0" in path else f"is longer than {MAX_PATH} bytes"
             raise self._wrong(f"the name {shown(path)} {wrong}")
-        self._tree.trim()
         parent_path, name = split(path)
-        # A layer's whiteouts (.wh.NAME) would be handled here: the parent and the name are known and nothing is made.
+        # The place for a layer's whiteouts (.wh.NAME): parent and name are known, and nothing is made yet.
         try:
+            self._tree.trim()
             if entry.type is EntryType.DIRECTORY:
                 self._directory(entry, parent_path, name)
             elif not name:
@@ -155,7 +164,7 @@ class Unpacker:
             return self._tree.make_directory(path, owned_by_root=self._keep_owners)
         except FileExistsError as error:
             link = shown(os.fsencode(error.filename))
-            raise self._wrong(f"{shown(entry.path)} is to be put behind {link}, a link that leads nowhere") from None
+            raise self._wrong(f"{shown(entry.path)} lies behind {link}, a link that leads nowhere") from None
 
     def _directory(self, entry: Entry, parent_path: bytes, name: bytes) -> None:
         if name:
@@ -167,7 +176,7 @@ class Unpacker:
                 if not stat.S_ISDIR(os.lstat(name, dir_fd=parent.fd).st_mode):
                     self._tree.remove(parent, name)
                     os.mkdir(name, 0o700, dir_fd=parent.fd)
-            fd = os.open(name, _OLD_DIRECTORY, dir_fd=parent.fd)
+            fd = open_entry(parent.fd, name)
             directory = self._tree.adopt(parent_path + b"/" + name if parent_path else name, fd)
         else:
             directory = self._tree.directory(b"")
@@ -219,7 +228,7 @@ class Unpacker:
         os.utime(name, ns=(entry.mtime_ns, entry.mtime_ns), dir_fd=parent.fd, follow_symlinks=False)
 
     def _hardlink(self, entry: Entry, parent: OpenDirectory, name: bytes, data: Reader) -> None:
-        """A second name for a file, node or symbolic link inside the root; its attributes are those of the first."""
+        """A second name for a file, node or link inside the root; its attributes are those of the first."""
         if len(entry.link) > MAX_PATH or b"\0" in entry.link:
             raise self._wrong(f"the hard link {shown(entry.path)} has no proper target")
         target_parent, target = split(entry.link)
@@ -250,12 +259,13 @@ class Unpacker:
 
     def _xattrs(self, entry: Entry, target: int | bytes) -> None:
         for name, value in entry.xattrs.items():
-            what = f"the attribute {shown(os.fsencode(name))} of {shown(entry.path)}"
+            raw = name.encode("utf-8", "surrogateescape")
+            what = f"the attribute {shown(raw)} of {shown(entry.path)}"
             try:
                 if isinstance(target, int):
-                    os.setxattr(target, os.fsencode(name), value)
+                    os.setxattr(target, raw, value)
                 else:
-                    os.setxattr(target, os.fsencode(name), value, follow_symlinks=False)
+                    os.setxattr(target, raw, value, follow_symlinks=False)
             except OSError as error:
                 if error.errno in (errno.ENOTSUP, errno.EPERM):  # as Docker does
                     if name not in self._warned and len(self._warned) < _WARNINGS:
@@ -282,6 +292,8 @@ class Unpacker:
         text = f"{self._prefix}the {what} cannot be made: {error.strerror or error}"
         if number in _UNFIT:
             return InvalidValue(text)
+        if number == errno.EACCES and os.geteuid() == 0:  # fs.protected_symlinks; Docker fails there too
+            return InvalidValue(f"{text}; Linux follows no foreign link in a sticky directory")
         if number in (errno.EPERM, errno.EACCES):
             return NotPermitted(text, hint="run as root")
         if number == errno.ENOSYS:
@@ -299,7 +311,7 @@ def unpack(
 ) -> Unpacked:
     """Unpack an archive or copy a directory below `root`: what `open_source` gave, or will give for `source`.
 
-    `progress` hears how far it is, every few hundred entries and each MiB of a large file, and at the end.
+    `progress` hears how far it is: every 256 entries, every 4 MiB of a large file, and at the end.
     Raises what `open_source` and `Unpacker.apply` raise.
     """
     with (
@@ -326,17 +338,19 @@ class _Told:
     def __init__(self, inner: Reader, tell: Callable[[int], None]) -> None:
         self._inner = inner
         self._tell = tell
-        self._read = 0
+        self._read = self._told = 0
 
     def read(self, limit: int, /) -> bytes:
         piece = self._inner.read(limit)
         self._read += len(piece)
-        self._tell(self._read)
+        if self._read - self._told >= _PROGRESS_BYTES:
+            self._told = self._read
+            self._tell(self._read)
         return piece
 
 
 def _through_proc(parent: OpenDirectory, name: bytes) -> bytes:
-    """A path to a symbolic link or node, for calls that take neither a parent's descriptor nor such a file's own."""
+    """A path to a link or node, for calls that take neither a parent's descriptor nor the file's own."""
     return b"/proc/self/fd/%d/%b" % (parent.fd, name)
 
 

@@ -1,4 +1,4 @@
-"""A directory as a stream of entries, read so that a tree that changes meanwhile cannot lead the reader astray."""
+"""A directory as a stream of entries, read so that a tree that changes meanwhile cannot lead astray."""
 
 import errno
 import logging
@@ -36,15 +36,15 @@ class _Level:
 
 
 class TreeWalker:
-    """Iterates over the (entry, reader) pairs of a directory: itself as `.`, then all below it, parents first, by name.
+    """Iterates over the (entry, reader) pairs of a directory: itself, as `.`, then all below it by name.
 
     Everything that root can read is there: owners, modes, times in nanoseconds, extended attributes, devices,
     fifos, holes; names of one inode become hard links to the first. Sockets are left out. Like
-    `tar --one-file-system`, it lists a mount point but not what is below it. Names are opened relative to their
-    directory and no link is followed.
+    `tar --one-file-system`, it lists a mount point but not what is below it. Names are opened relative to
+    their directory and no link is followed.
 
-    What vanishes before it is read is left out. InvalidValue: a directory was moved or replaced, a file shrank while
-    it was read, a path is longer than the kernel takes. NotPermitted: something cannot be read.
+    What vanishes before it is read is left out. InvalidValue: a directory was moved or replaced, a file
+    shrank while it was read, a path is longer than the kernel takes. NotPermitted: something cannot be read.
     Memory: the names of the directories on the way down, and of files with several names not all seen yet.
     `position` counts the bytes of file data read.
     """
@@ -250,15 +250,17 @@ def _xattrs(target: int | bytes) -> Mapping[str, bytes]:
     found = {}
     for name in names:
         try:
-            found[name] = os.getxattr(target, name, follow_symlinks=follow)
+            value = os.getxattr(target, name, follow_symlinks=follow)
         except OSError as error:
             if error.errno not in (errno.ENODATA, errno.ENOTSUP):
                 raise
+        else:
+            found[os.fsencode(name).decode("utf-8", "surrogateescape")] = value
     return found or NO_XATTRS
 
 
 def _segments(fd: int, size: int) -> tuple[tuple[int, int], ...] | None:
-    """The runs of data of a file with holes (lseek(2), SEEK_DATA); None where the file system knows of none."""
+    """The runs of data of a file with holes (lseek(2), SEEK_DATA); None where no holes are known."""
     found = []
     end = 0
     while end < size:

@@ -41,6 +41,12 @@ class Backing:
         device = loop.find(self.path)
         return block.number(Path(device.node)) if device else None
 
+    def is_at(self, number: str) -> bool:
+        """Whether the device with this `major:minor` is this one; quick, for it looks at no other."""
+        if not self.is_file:
+            return block.is_block_device(self.path) and block.number(self.path) == number
+        return loop.is_at(self.path, number)
+
     def node(self) -> Path:
         """The device's node. Raises NotFound while a file has no loop."""
         if not self.is_file:

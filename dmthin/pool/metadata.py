@@ -29,9 +29,9 @@ def check(metadata: Path) -> None:
         ) from None
 
 
-def device_ids(metadata: Path) -> set[int]:
-    """The ids of all volumes in the metadata of a pool that is down."""
-    return {device_id for device_id, *_ in _thin_ls(metadata, "DEV", live=False)}
+def device_ids(metadata: Path, *, live: bool = False) -> set[int]:
+    """The ids of all volumes in the metadata of a pool that is down, or `live` and holding a metadata snapshot."""
+    return {device_id for device_id, *_ in _thin_ls(metadata, "DEV", live=live)}
 
 
 def usage(metadata: Path) -> dict[int, Usage]:

@@ -75,7 +75,11 @@ class Ledger:
         try:
             self._migrate(self._connection)
         except sqlite3.Error as error:
+            self.close()
             raise _failure(error, path) from None
+        except DmthinError:
+            self.close()
+            raise
 
     def close(self) -> None:
         """Close this thread's connection."""
@@ -286,6 +290,8 @@ def make(path: Path) -> None:
     try:
         with step(f"make {path}"), closing(_connect(path)) as connection:
             path.chmod(0o600)
+            # The file remembers it, and one that is somebody else's is not to be changed by opening it.
+            connection.execute("PRAGMA journal_mode = WAL")
             _upgrade(connection)
     except sqlite3.Error as error:
         raise _failure(error, path) from None
@@ -298,7 +304,6 @@ def _files(path: Path) -> tuple[Path, ...]:
 def _connect(path: Path) -> sqlite3.Connection:
     try:
         connection = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
-        connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA foreign_keys = ON")
     except sqlite3.Error as error:

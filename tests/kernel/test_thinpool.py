@@ -28,10 +28,10 @@ _TIMEOUT = Path("/sys/module/dm_thin_pool/parameters/no_space_timeout")
 
 
 @pytest.fixture
-def no_space_timeout() -> Iterator[Callable[[int], None]]:
+def no_space_timeout() -> Iterator[Callable[[int], object]]:
     """Set after how many seconds a full pool fails what it has queued; put back afterwards."""
     before = _TIMEOUT.read_text()
-    yield lambda seconds: _TIMEOUT.write_text(str(seconds)) and None
+    yield lambda seconds: _TIMEOUT.write_text(str(seconds))
     _TIMEOUT.write_text(before)
 
 
@@ -329,7 +329,7 @@ def test_a_guard_gives_up_on_a_file_system_that_cannot_be_frozen(
     dm: IoctlDeviceMapper,
     scratch: Path,
     monkeypatch: pytest.MonkeyPatch,
-    no_space_timeout: Callable[[int], None],
+    no_space_timeout: Callable[[int], object],
 ) -> None:
     """The freeze itself fills the pool. That wait takes no signal: it ends when the kernel fails the writes."""
     monkeypatch.setattr(guard, "_SUSPEND_SECONDS", 0.3)

@@ -87,7 +87,9 @@ SMALL = tar(
 
 
 def test_all_fields_of_a_header() -> None:
-    info, data = member("a/é\udcff\n", b"12345", mode=0o106755, uid=70_000, gid=3_000_000_000, mtime=1_700_000_000)
+    info, data = member(
+        "a/é\udcff\n", b"12345", mode=0o106755, uid=70_000, gid=3_000_000_000, mtime=1_700_000_000
+    )
     info.pax_headers = {"mtime": "1700000000.1234567899", "SCHILY.xattr.security.capability": "\0\udcff=\nx"}
     link, _ = member("b", type=tarfile.LNKTYPE, linkname="a/é\udcff\n")
     node, _ = member("c", type=tarfile.BLKTYPE, devmajor=8, devminor=300)
@@ -145,7 +147,9 @@ def test_a_signed_checksum() -> None:
 
 
 def test_global_headers_are_passed_over() -> None:
-    archive = tarfile.TarInfo.create_pax_global_header({"path": "elsewhere", "size": "7"}) + tar(member("a", b"b"))
+    archive = tarfile.TarInfo.create_pax_global_header({"path": "elsewhere", "size": "7"}) + tar(
+        member("a", b"b")
+    )
     [(entry, data)] = entries(archive)
     assert (entry.path, data) == (b"a", b"b")
 
@@ -254,7 +258,8 @@ def test_absurd_pax_records(records: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    "pairs", ["0,10", "5,5,0,5", "0,4,2,2", "0,4,4,1", "90,5", "0,4,1", "0,4,x,1", "-1,4", "9223372036854775807,4"]
+    "pairs",
+    ["0,10", "5,5,0,5", "0,4,2,2", "0,4,4,1", "90,5", "0,4,1", "0,4,x,1", "-1,4", "9223372036854775807,4"],
 )
 def test_sparse_maps_that_lie(pairs: str) -> None:
     pax = {"GNU.sparse.size": "64", "GNU.sparse.map": pairs}
@@ -406,13 +411,20 @@ def test_standard_input(tmp_path: Path) -> None:
         "import sys; from dmthin.layers.unpack import unpack;"
         f"print(unpack('-', {os.fspath(tmp_path)!r}, keep_owners=False))"
     )
-    done = subprocess.run([sys.executable, "-c", program], input=COMPRESSIONS["gzip"](SMALL), capture_output=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program], input=COMPRESSIONS["gzip"](SMALL), capture_output=True
+    )
     assert done.stdout == b"Unpacked(entries=5, bytes=1213)\n"
     assert (tmp_path / "link").read_bytes() == b"x" * 700
 
 
 def test_numbers_and_times() -> None:
-    assert [number(b"0000644\0"), number(b" 644 \0"), number(b"\0" * 8), number(b"\x80" + b"\0" * 6 + b"\x05")] == [
+    assert [
+        number(b"0000644\0"),
+        number(b" 644 \0"),
+        number(b"\0" * 8),
+        number(b"\x80" + b"\0" * 6 + b"\x05"),
+    ] == [
         0o644,
         0o644,
         0,
@@ -449,7 +461,7 @@ RICH = tar(
 def test_fuzzed_headers_are_refused_or_harmless(
     tmp_path_factory: pytest.TempPathFactory, dice: random.Random, changes: int, mend: bool
 ) -> None:
-    """Any byte may change, with the checksums right again in half of the trials; the root's neighbour must not."""
+    """Any byte may change, with checksums made right again in half of the trials; the neighbour must not."""
     data = bytearray(RICH)
     for _ in range(changes):
         at = dice.randrange(len(data))

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from dmthin.errors import InvalidValue, NotPermitted
+from dmthin.layers.confine import remove_tree
 from dmthin.layers.entry import Entry, EntryType, Reader
 from dmthin.layers.source import open_source
 
@@ -129,7 +130,9 @@ def test_a_directory_that_becomes_a_link(tree: Path, monkeypatch: pytest.MonkeyP
         list(found)
 
 
-@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/etc/passwd"), Path.touch, Path.mkdir])
+@pytest.mark.parametrize(
+    "make", [os.mkfifo, lambda path: path.symlink_to("/etc/passwd"), Path.touch, Path.mkdir]
+)
 def test_a_file_that_becomes_something_else(
     tree: Path, monkeypatch: pytest.MonkeyPatch, make: Callable[[Path], None]
 ) -> None:
@@ -148,7 +151,8 @@ def test_a_file_that_vanishes_before_it_is_opened(tree: Path, monkeypatch: pytes
 
 
 def test_a_tree_deeper_than_any_path(tree: Path) -> None:
-    fd = os.open(tree, os.O_RDONLY)
+    top = os.open(tree, os.O_RDONLY)
+    fd = os.dup(top)
     for _ in range(3000):
         os.mkdir("z", dir_fd=fd)
         inner = os.open("z", os.O_RDONLY, dir_fd=fd)
@@ -157,6 +161,8 @@ def test_a_tree_deeper_than_any_path(tree: Path) -> None:
     os.close(fd)
     with walking(tree) as found, pytest.raises(InvalidValue, match="longer than 4095 bytes"):
         list(found)
+    remove_tree(top, b"z")  # pytest cannot
+    os.close(top)
 
 
 def test_what_cannot_be_read(tree: Path) -> None:

@@ -85,7 +85,8 @@ def test_an_owner_that_waits_goes_before_new_sharers(locks: Locks) -> None:
     with locks.share_pool():
         owner = threading.Thread(target=own)
         owner.start()
-        while locks._try(0):  # until the owner has the gate
+        while (gate := locks._try(0)) is not None:  # until the owner has it
+            gate.release()
             time.sleep(0.001)
         late = threading.Thread(target=share)
         late.start()

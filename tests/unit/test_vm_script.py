@@ -13,7 +13,11 @@ import pytest
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 
-from vmlib import command_line, guest, host, initramfs, request  # noqa: E402
+import vmlib.command_line as command_line  # noqa: E402
+import vmlib.guest as guest  # noqa: E402
+import vmlib.host as host  # noqa: E402
+import vmlib.initramfs as initramfs  # noqa: E402
+import vmlib.request as request  # noqa: E402
 
 
 def wanted(cwd: Path, *command: str, time_limit: float | None = None, udev: bool = False) -> request.Request:

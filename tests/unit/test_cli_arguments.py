@@ -1,0 +1,161 @@
+"""The command line: global options anywhere, nouns and verbs, what was probably meant, sizes."""
+
+from pathlib import Path
+
+import pytest
+
+from dmthin.cli import parser, program
+from dmthin.cli.global_options import GlobalOptions, UsageError, split_globals
+from dmthin.cli.parser import Parser, parse
+from dmthin.cli.sizes import human, parse_request, require_whole_kib
+from dmthin.errors import InvalidValue
+from dmthin.units import GIB, KIB, MIB
+
+
+def verbs() -> list[tuple[str, Parser]]:
+    """Every verb as typed, aliases too, with its parser."""
+    found = []
+    for name, noun in choices(parser.build()):
+        inner = choices(noun)
+        found += [(f"{name} {verb}", part) for verb, part in inner] or [(name, noun)]
+    return found
+
+
+def choices(part: Parser) -> list[tuple[str, Parser]]:
+    return [
+        (name, child)
+        for action in part._actions
+        if action.metavar in ("COMMAND", "VERB") and isinstance(action.choices, dict)
+        for name, child in action.choices.items()
+    ]
+
+
+def test_the_contract_has_its_verbs() -> None:
+    assert {name for name, _ in verbs()} == {
+        *(f"pool {verb}" for verb in ("create", "status", "extend", "trim", "activate", "deactivate", "destroy")),
+        *(f"image {verb}" for verb in ("import", "list", "ls", "remove", "rm")),
+        *(
+            f"container {verb}"
+            for verb in ("create", "list", "ls", "mount", "unmount", "resize", "commit", "remove", "rm")
+        ),
+        *("list", "ls", "tree", "du", "inspect"),
+    }
+
+
+@pytest.mark.parametrize(("name", "verb"), verbs())
+def test_every_verb_has_a_function_and_examples(name: str, verb: Parser) -> None:
+    function = verb.get_default("run")
+    assert callable(program.command(function))
+    text = verb.format_help()
+    assert "examples:\n  " in text
+    assert f"usage: dmthin {name}" in text or "ls" in name or "rm" in name
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_global_options_stand_anywhere(place: int) -> None:
+    words = ["container", "create", "debian", "web"]
+    given = ["--root", "/srv", "--json", "--storage-opt=size=20G", "-v", "--storage-opt", "dm.fs=xfs", "--yes"]
+    options, rest = split_globals([*words[: 2 * place], *given, *words[2 * place :]])
+    assert rest == words
+    assert options == GlobalOptions(
+        Path("/srv"), ("dm.fs=xfs",), ("size=20G",), json=True, yes=True, verbose=True
+    )
+
+
+def test_storage_options_add_up_and_the_last_root_wins() -> None:
+    options, _ = split_globals(["--root=/a", "--storage-opt", "dm.a=1", "list", "--root", "/b", "--storage-opt=dm.b=2"])
+    assert options.root == Path("/b")
+    assert options.store_options == ("dm.a=1", "dm.b=2")
+
+
+def test_nothing_is_taken_behind_two_dashes() -> None:
+    options, rest = split_globals(["image", "import", "--", "--json", "-q"])
+    assert rest == ["image", "import", "--", "--json", "-q"]
+    assert not options.json
+    assert parse(rest).source == "-q"
+
+
+def test_the_environment_names_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DMTHIN_ROOT", "/srv/store")
+    assert split_globals([])[0].root == Path("/srv/store")
+    monkeypatch.setenv("DMTHIN_ROOT", "")
+    assert split_globals([])[0].root == Path("/var/lib/dmthin")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["poool", "status"], "unknown command 'poool': did you mean pool?"),
+        (["pool", "stauts"], "unknown verb 'stauts': did you mean status?"),
+        (["pool", "xyzzy"], "unknown verb 'xyzzy': there is create, status"),
+        (["container", "destroy", "web"], "unknown verb 'destroy'"),
+        (["list", "--no-headings"], "unknown option --no-headings: did you mean --noheadings?"),
+        (["list", "--jsno"], "unknown option --jsno: did you mean --json?"),
+        (["list", "extra"], "unexpected argument 'extra': see: dmthin list --help"),
+        (["container", "create", "debian"], "missing: NAME: see: dmthin container create --help"),
+        (["inspect"], "missing: NAME: see: dmthin inspect --help"),
+    ],
+)
+def test_a_wrong_line_says_what_was_meant(words: list[str], message: str) -> None:
+    with pytest.raises(UsageError) as error:
+        parse(words)
+    assert str(error.value).startswith(message)
+    assert error.value.usage.startswith("usage: dmthin")
+    assert error.value.status.exit_code == 2
+
+
+def test_options_without_their_value() -> None:
+    for words in (["--root"], ["list", "--storage-opt"], ["--root="]):
+        with pytest.raises(UsageError, match="needs a value"):
+            split_globals(words)
+    with pytest.raises(UsageError, match="exclude each other"):
+        split_globals(["-v", "-q"])
+
+
+def test_a_field_to_sort_by_may_begin_with_a_dash() -> None:
+    assert parse(["list", "-O", "-mapped"]).sort == "-mapped"
+    assert parse(["list", "-O", "mapped,-name"]).sort == "mapped,-name"
+
+
+def test_no_verb_is_no_run() -> None:
+    assert not hasattr(parse([]), "run")
+    assert parse(["pool"]).parser.prog == "dmthin pool"
+
+
+@pytest.mark.parametrize(
+    ("text", "now", "size"),
+    [
+        ("20G", 10 * GIB, 20 * GIB),
+        ("+5G", 10 * GIB, 15 * GIB),
+        (" +512M ", GIB, GIB + 512 * MIB),
+        ("+20%", 10 * GIB, 12 * GIB),
+        ("+20%", 256 * MIB, 308 * MIB),
+        ("+0.5 %", 200 * MIB, 201 * MIB),
+        ("+0%", 256 * MIB, 256 * MIB),
+        ("+100%", GIB, 2 * GIB),
+        ("0", GIB, 0),
+    ],
+)
+def test_sizes_absolute_and_relative(text: str, now: int, size: int) -> None:
+    request = parse_request(text, "size")
+    assert request.resolve(now) == size
+    assert request.is_relative == text.strip().startswith("+")
+
+
+@pytest.mark.parametrize("text", ["", "+", "+%", "20%", "-5G", "-10%", "ten", "+5X", "5 G B", "++5G", "+5%%", "٣G"])
+def test_what_is_no_size(text: str) -> None:
+    with pytest.raises(InvalidValue, match="--data-size: "):
+        parse_request(text, "--data-size")
+
+
+def test_sizes_for_people() -> None:
+    sizes = (0, 1, 512, KIB, 64 * KIB, 100 * KIB + 1, 1536 * KIB, 256 * MIB, 10 * GIB, 1023 * MIB, 42459533312)
+    assert [human(size) for size in sizes] == [
+        "0", "1B", "512B", "1K", "64K", "100K", "1.50M", "256M", "10G", "1.00G", "39.5G"
+    ]  # fmt: skip
+
+
+def test_a_file_system_has_whole_kib() -> None:
+    assert require_whole_kib(3 * KIB, "size") == 3 * KIB
+    with pytest.raises(InvalidValue, match="size: 1025 is not a multiple of 1K"):
+        require_whole_kib(1025, "size")

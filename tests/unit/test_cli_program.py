@@ -1,0 +1,216 @@
+"""From arguments to the exit status, where no kernel is needed: usage, errors, signals, streams that close."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import dmthin.store.views
+from dmthin import __version__
+from dmthin.cli import main
+from dmthin.cli.output import Output
+from dmthin.cli.program import _explain
+from dmthin.cli.signals import ENDING, Interrupted, raised_in_main_thread
+
+Run = Callable[..., tuple[int, str, str]]
+HEAVY = ("sh", "psutil", "pyudev", "zstandard", "tarfile", "sqlite3", "dmthin.store.store")
+COMMAND = [sys.executable, "-c", "from dmthin.cli import main; raise SystemExit(main())"]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run the command in this process: its exit status, output and words."""
+
+    def once(*arguments: str) -> tuple[int, str, str]:
+        status = main(arguments)
+        out, err = capsys.readouterr()
+        return status, out, err
+
+    return once
+
+
+def test_help_and_version(run: Run) -> None:
+    assert run("--version") == (0, f"dmthin {__version__}\n", "")
+    status, out, err = run("--help")
+    assert (status, err) == (0, "")
+    assert "examples:" in out
+    assert "exit status:" in out
+    assert run("help", "pool", "create")[1] == run("pool", "create", "--help")[1]
+
+
+@pytest.mark.parametrize("words", [[], ["pool"], ["image"]])
+def test_without_a_verb_the_help_is_an_error(run: Run, words: list[str]) -> None:
+    status, out, err = run(*words)
+    assert (status, out) == (2, "")
+    assert err.startswith("usage: dmthin")
+
+
+def test_usage_errors(run: Run) -> None:
+    status, out, err = run("pool", "stat")
+    assert (status, out) == (2, "")
+    assert err.splitlines()[-1] == "dmthin: unknown verb 'stat': did you mean status?"
+    status, out, err = run("pool", "stat", "--json")
+    assert (status, out) == (2, "")
+    assert json.loads(err)["error"]["status"] == "invalid"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["list"], ["tree"], ["du"], ["pool", "status"], ["pool", "destroy", "--yes"], ["container", "create", "a", "b"]],
+)
+def test_a_store_that_is_not_there(run: Run, tmp_path: Path, words: list[str]) -> None:
+    root = tmp_path / "none"
+    assert run("--root", str(root), *words) == (
+        3, "", f"dmthin: {root} is not a store: make one with: dmthin pool create\n"
+    )  # fmt: skip
+    status, out, err = run("--root", str(root), "--json", *words)
+    assert (status, out) == (3, "")
+    assert json.loads(err)["error"]["exit_code"] == 3
+    assert not root.exists()
+
+
+def test_a_ledger_that_is_none(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "ledger.db").write_bytes(b"this is no database, whatever its name says" * 100)
+    status, out, err = run("--root", str(tmp_path), "list")
+    assert (status, out) == (3, "")
+    assert err == f"dmthin: {tmp_path}/ledger.db is not a ledger of dmthin: choose another --root\n"
+
+
+def test_bad_storage_options(run: Run, tmp_path: Path) -> None:
+    root = ("--root", str(tmp_path / "none"))
+    for words in (["list"], ["pool", "create"], ["container", "resize", "web", "1G"]):
+        status, _, err = run(*root, *words, "--storage-opt", "size=20G")
+        assert (status, err.partition(" for ")[0]) == (2, "dmthin: the storage option size is")
+    status, _, err = run(*root, "list", "--storage-opt", "dm.basesise=20G")
+    assert (status, err) == (2, "dmthin: unknown storage option 'dm.basesise': did you mean dm.basesize?\n")
+    status, _, err = run(*root, "image", "import", "a", "b", "--storage-opt", "size=huge")
+    assert (status, err) == (
+        2, "dmthin: size: 'huge' is not a size: write a number and a unit, such as 20G or 512M\n"
+    )  # fmt: skip
+
+
+def test_o_help_needs_no_store(run: Run) -> None:
+    for words in (["list"], ["du"], ["image", "ls"], ["container", "ls"]):
+        status, out, _ = run(*words, "-o", "help")
+        assert status == 0
+        assert "mapped (used)" in out
+
+
+def test_without_rights_it_says_so() -> None:
+    """A store of root's, seen by somebody else: a child that gives its rights up, the modules being loaded already."""
+    assert dmthin.store.views
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        store = Path(folder, "store")
+        store.mkdir(mode=0o000 if os.geteuid() else 0o700)
+        reading, writing = os.pipe()
+        child = os.fork()
+        if not child:
+            os.dup2(writing, 2)
+            sys.stderr = os.fdopen(2, "w", closefd=False)
+            if not os.geteuid():
+                os.setresuid(65534, 65534, 65534)
+            os._exit(main(["--root", str(store), "list"]))
+        os.close(writing)
+        with open(reading) as words:
+            said = words.read()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 8
+    assert said.count("\n") == 1
+    assert said.endswith(f" {store}/ledger.db: Permission denied: run this as root\n")
+
+
+def test_a_bug_is_called_one(capsys: pytest.CaptureFixture[str]) -> None:
+    assert _explain(TypeError("oh\nno"), Output()) == 1
+    err = capsys.readouterr().err
+    said = "this is a bug in dmthin: TypeError: oh\\nno: run it again with -v, and report what it prints"
+    assert err == f"dmthin: {said}\n"
+    try:
+        raise TypeError("oh")
+    except TypeError as error:
+        assert _explain(error, Output(verbose=True)) == 1
+    err = capsys.readouterr().err
+    assert err.startswith("Traceback")
+    assert err.endswith("dmthin: this is a bug in dmthin: TypeError: oh\n")
+
+
+@pytest.mark.parametrize(
+    ("number", "status"), [(errno.EACCES, 8), (errno.ENOENT, 3), (errno.ENOSPC, 6), (errno.EIO, 1)]
+)
+def test_errors_of_the_system(capsys: pytest.CaptureFixture[str], number: int, status: int) -> None:
+    assert _explain(OSError(number, os.strerror(number), "/some/file"), Output()) == status
+    assert capsys.readouterr().err.startswith(f"dmthin: /some/file: {os.strerror(number)}")
+
+
+@pytest.mark.parametrize("number", ENDING)
+def test_a_signal_becomes_an_exception_once(number: signal.Signals) -> None:
+    before = {ending: signal.getsignal(ending) for ending in ENDING}
+    notes: list[str] = []
+    with raised_in_main_thread(lambda: notes.append("again"), silent_afterwards=False):
+        with pytest.raises(Interrupted) as interrupted:
+            signal.raise_signal(number)
+        signal.raise_signal(signal.SIGINT)
+    assert interrupted.value.number == number
+    assert notes == ["again"]
+    assert {ending: signal.getsignal(ending) for ending in ENDING} == before
+
+
+def test_an_ignored_signal_stays_ignored() -> None:
+    former = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with raised_in_main_thread(lambda: None, silent_afterwards=False):
+            signal.raise_signal(signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, former)
+
+
+def test_other_threads_run_commands_too(tmp_path: Path) -> None:
+    statuses: list[int] = []
+    thread = threading.Thread(target=lambda: statuses.append(main(["--root", str(tmp_path / "none"), "list"])))
+    thread.start()
+    thread.join()
+    assert statuses == [3]
+
+
+def test_interruption_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert _explain(Interrupted(signal.SIGTERM), Output()) == 143
+    assert capsys.readouterr().err.startswith("dmthin: terminated: what was under way has been undone")
+    assert _explain(Interrupted(signal.SIGINT), Output(as_json=True)) == 130
+    assert json.loads(capsys.readouterr().err)["error"]["status"] == "interrupted"
+
+
+def test_a_reader_that_leaves_is_no_failure_of_ours() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run([*COMMAND, "--help"], stdout=writing, stderr=subprocess.PIPE, check=False)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+def test_output_that_cannot_be_written_is_an_error() -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([*COMMAND, "list", "-o", "help"], stdout=full, stderr=subprocess.PIPE, check=False)
+    assert done.returncode == 6
+    assert done.stderr.startswith(b"dmthin: standard output: No space left on device")
+
+
+def test_closed_streams() -> None:
+    line = [*COMMAND, "list", "-o", "help"]
+    done = subprocess.run(["sh", "-c", '"$@" >&-', "sh", *line], stderr=subprocess.PIPE, check=False)
+    assert (done.returncode, done.stderr) == (1, b"dmthin: standard output is closed\n")
+    done = subprocess.run(["sh", "-c", '"$@" 2>&-', "sh", *COMMAND, "nonsense"], stdout=subprocess.PIPE, check=False)
+    assert (done.returncode, done.stdout) == (2, b"")
+
+
+def test_start_up_loads_nothing_heavy() -> None:
+    code = "import sys; from dmthin.cli import main; main(['list', '-o', 'help']); print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert "dmthin.cli.survey" in loaded
+    assert not {module for module in HEAVY if module in loaded}
