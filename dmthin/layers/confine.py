@@ -5,76 +5,18 @@ root, as after chroot, and `..` stops there. Everything else happens relative to
 and follows no link.
 """
 
-import ctypes
 import errno
 import os
 import stat
 from collections.abc import Iterator
 
-_OPENAT2 = 437  # the same on every architecture but alpha
-_NO_XDEV, _NO_MAGICLINKS, _NO_SYMLINKS, _BENEATH, _IN_ROOT = 0x01, 0x02, 0x04, 0x08, 0x10
-"""RESOLVE_ flags of linux/openat2.h."""
+from dmthin.kernel.openat import DIRECTORY, open_below, open_entry
 
-_AT_SYMLINK_NOFOLLOW = 0x100
-_RETRIES = 16
 _CACHED = 64
-_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _ODD = frozenset((b"", b".", b".."))
 
 MAX_PATH = 4095
 """Bytes of a path that the kernel takes (PATH_MAX without its NUL), so no tree is deeper than 2048."""
-
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.syscall.restype = ctypes.c_long
-
-
-class _OpenHow(ctypes.Structure):
-    """struct open_how of linux/openat2.h."""
-
-    _fields_ = (("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64))
-
-
-_ANY_BELOW = _OpenHow(_DIRECTORY, 0, _IN_ROOT | _NO_MAGICLINKS | _NO_XDEV)
-_OWN_ENTRY = _OpenHow(_DIRECTORY, 0, _BENEATH | _NO_SYMLINKS | _NO_XDEV)
-
-
-def open_below(root_fd: int, path: bytes) -> int:
-    """A descriptor of the directory at `path` below `root_fd`, links on the way followed; raises OSError.
-
-    ENOSYS: Linux before 5.6. EXDEV: a mount point is on the way.
-    """
-    return _openat2(root_fd, path or b".", _ANY_BELOW)
-
-
-def open_entry(parent_fd: int, name: bytes) -> int:
-    """A descriptor of the directory `name` itself, neither a link (ELOOP) nor a mount point (EXDEV)."""
-    return _openat2(parent_fd, name, _OWN_ENTRY)
-
-
-def _openat2(fd: int, path: bytes, how: _OpenHow) -> int:
-    """openat2(2); EAGAIN means that something was renamed meanwhile, and is tried again."""
-    for _ in range(_RETRIES):
-        opened: int = _libc.syscall(
-            ctypes.c_long(_OPENAT2),
-            ctypes.c_int(fd),
-            ctypes.c_char_p(path),
-            ctypes.byref(how),
-            ctypes.c_size_t(ctypes.sizeof(how)),
-        )
-        if opened >= 0:
-            return opened
-        number = ctypes.get_errno()
-        if number not in (errno.EAGAIN, errno.EINTR):
-            break
-    raise OSError(number, os.strerror(number), path)
-
-
-def chmod_node(parent_fd: int, name: bytes, mode: int) -> None:
-    """Set the mode of a device or fifo without opening or following it; Python 3.11 has no such call."""
-    if _libc.fchmodat(parent_fd, name, mode, _AT_SYMLINK_NOFOLLOW):
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number), name)
-
 
 def split(path: bytes) -> tuple[bytes, bytes]:
     """The parent and the last component of a name, cleaned as Docker does: from the root, `..` by letter.
@@ -130,7 +72,7 @@ class ConfinedTree:
     """
 
     def __init__(self, root_fd: int) -> None:
-        fd = os.open(b".", _DIRECTORY, dir_fd=root_fd)
+        fd = os.open(b".", DIRECTORY, dir_fd=root_fd)
         self._root = OpenDirectory(fd, os.fstat(fd))
         self._by_path = {b"": self._root}
         self._by_inode = {self._root.identity: self._root}
@@ -259,7 +201,7 @@ def ascend(fd: int, expected: tuple[int, int]) -> int:
 
     Raises OSError with ESTALE where the directory was moved meanwhile.
     """
-    above = os.open(b"..", _DIRECTORY, dir_fd=fd)
+    above = os.open(b"..", DIRECTORY, dir_fd=fd)
     info = os.fstat(above)
     if (info.st_dev, info.st_ino) != expected:
         os.close(above)

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 from dmthin.errors import DmthinError, InvalidValue, KernelError, NoDataSpace, NotPermitted, Unavailable
-from dmthin.layers.confine import MAX_PATH, ConfinedTree, OpenDirectory, chmod_node, open_entry, split
+from dmthin.kernel.openat import chmod_node, open_entry
+from dmthin.layers.confine import MAX_PATH, ConfinedTree, OpenDirectory, split
 from dmthin.layers.entry import NO_DATA, Entry, EntryType, Reader, shown
 from dmthin.layers.source import Source, open_source
 from dmthin.units import MIB

@@ -40,18 +40,18 @@ class Images:
         check_name(name, Kind.IMAGE)
         self._ledger.require_free(name)
         size = size or self._options.base_size
-        with open_source(source):
+        with open_source(source) as entries:
             base = self._bases.ensure(self._options.file_system, size, self._options.mkfs_arguments)
             making = self._volumes.making(
                 name, Kind.IMAGE, size=size, file_system=base.file_system, parent=base, activate=True
             )
             with making as image, self._volumes.mounted_for_work(image) as root:
                 try:
-                    unpack(source, root, progress=progress)
+                    unpack(entries, root, progress=progress)
                     block.sync_file_system(root)
                 except NoDataSpace as error:
                     raise NoDataSpace(
-                        f"{source} does not fit into an image of {format_exact(size)}: {error.message}",
+                        f"{entries.name} does not fit into an image of {format_exact(size)}: {error.message}",
                         hint="give a larger --storage-opt size=, or see dmthin pool status",
                     ) from None
         return image.with_state(State.READY)

@@ -225,7 +225,7 @@ def test_a_pool_that_fills_up_warns(
     dmthin = Command(store.layout.root, capsys)
     dmthin.ok("image", "import", "image", str(tree))
     dmthin.ok("container", "create", "image", "web")
-    fill(store.containers.mount("web") / "big", 430 * MIB)
+    fill(store.containers.mount("web") / "big", 455 * MIB)
     os.sync()
     assert re.search(r"warning: 9\d% of the pool's data is used: dmthin pool extend", dmthin.ok("pool", "status").err)
     assert dmthin.ok("pool", "status", "-q").err == ""
@@ -517,10 +517,12 @@ def test_a_pool_that_another_store_holds(
     words = second.fails(5, "pool", "create", "--storage-opt", f"dm.thinpooldev={name}")
     assert words.startswith(f"the pool {name} is in use by another store or program")
     assert not second.root.exists()
+    dmthin.ok("pool", "deactivate")
     store.ledger.close()
     shutil.copytree(store.layout.root, second.root, ignore=shutil.ignore_patterns("data", "mnt"))
     with (second.root / "data").open("wb") as data:
         data.truncate(4 * GIB)
+    dmthin.ok("pool", "activate")
     words = second.fails(4, "pool", "activate")
     assert words.startswith(f"the pool {name} is held by another store, on {store.layout.root}/data")
 
@@ -586,14 +588,14 @@ def test_a_kernel_without_device_mapper(scratch: Path) -> None:
 # --- signals, terminals ----------------------------------------------------------------------------------------
 
 
-def importing(root: Path, *words: str, **options: Any) -> "subprocess.Popen[bytes]":
-    """An import from standard input that is given the beginning of a tar, and has begun to unpack it."""
+def importing(root: Path, *words: str, given: int = 4 * MIB, **options: Any) -> "subprocess.Popen[bytes]":
+    """An import from standard input that is given the first bytes of a tar, and then waits for more."""
     line = [*COMMAND, "--root", str(root), "image", "import", "big", "-", *words]
     process = subprocess.Popen(line, stdin=subprocess.PIPE, stderr=options.pop("stderr", subprocess.PIPE), **options)
     head = tarfile.TarInfo("content")
     head.size = 100 * MIB
     assert process.stdin is not None
-    process.stdin.write(head.tobuf() + bytes(4 * MIB))
+    process.stdin.write(head.tobuf() + bytes(given))
     process.stdin.flush()
     return process
 
@@ -640,7 +642,7 @@ def test_impatience_leaves_no_traceback(store: Store, image: str) -> None:
 def test_a_signal_while_a_program_runs(store: Store, dmthin: Command) -> None:
     """mkfs works on the base when the signal comes."""
     before = picture(store)
-    process = importing(store.layout.root, "--storage-opt", "size=100G")
+    process = importing(store.layout.root, "--storage-opt", "size=100G", given=0)
     wait_for(lambda: any(running.info["name"] == "mkfs.ext4" for running in psutil.process_iter(["name"])))
     process.send_signal(signal.SIGINT)
     _, err = process.communicate()

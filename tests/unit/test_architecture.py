@@ -52,7 +52,7 @@ def test_there_is_one_door_to_each_outside_thing(path: Path) -> None:
         if top in DOORS:
             assert place in DOORS[top], f"{place} imports {top}"
         if top in ("fcntl", "ctypes"):
-            assert place.startswith(("kernel/", "layers/confine.py", "store/locks.py")), f"{place} imports {top}"
+            assert place.startswith(("kernel/", "store/locks.py")), f"{place} imports {top}"
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))

@@ -194,7 +194,9 @@ def test_our_reading_agrees_with_tarfile(tree: Any) -> None:
                 ours = []
                 for entry, data in source:
                     content = io.BytesIO(bytes(entry.size))
-                    for offset, length in ((0, entry.size),) if entry.segments is None else entry.segments:
+                    runs_of_data = ((0, entry.size),) if entry.segments is None else entry.segments
+                    assert entry.stored == sum(length for _, length in runs_of_data)
+                    for offset, length in runs_of_data:
                         content.seek(offset)
                         while length:
                             piece = data.read(length)
