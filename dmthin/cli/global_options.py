@@ -1,7 +1,8 @@
 """The options that every command takes, wherever on the line they stand."""
 
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,8 @@ _FLAGS = {
     "-q": "quiet",
 }
 _VALUED = ("--root", "--storage-opt")
+_CLUSTER = re.compile(r"-[vqyHp]{2,}")
+"""Letters that take no value, the global ones among them, written as one: -qH."""
 
 
 class UsageError(InvalidValue):
@@ -53,7 +56,7 @@ def split_globals(arguments: Sequence[str]) -> tuple[GlobalOptions, list[str]]:
     flags: dict[str, bool] = {}
     values: dict[str, list[str]] = {name: [] for name in _VALUED}
     rest: list[str] = []
-    left = iter(arguments)
+    left = iter(_without_clusters(arguments))
     for argument in left:
         name, equals, value = argument.partition("=")
         if argument == "--":
@@ -74,6 +77,19 @@ def split_globals(arguments: Sequence[str]) -> tuple[GlobalOptions, list[str]]:
     volume_options = tuple(filter(_is_of_volume, texts))
     store_options = tuple(text for text in texts if not _is_of_volume(text))
     return GlobalOptions(root, store_options, volume_options, **flags), rest
+
+
+def _without_clusters(arguments: Sequence[str]) -> Iterator[str]:
+    """Each letter of a cluster by itself, so that the global ones can be told."""
+    left = iter(arguments)
+    for argument in left:
+        if argument == "--":
+            yield argument
+            yield from left
+        elif _CLUSTER.fullmatch(argument):
+            yield from (f"-{letter}" for letter in argument[1:])
+        else:
+            yield argument
 
 
 def _is_of_volume(text: str) -> bool:

@@ -23,15 +23,30 @@ exit status:
 _GLOBAL_NAMES = ("--root", "--storage-opt", "--json", "--dry-run", "--yes", "--verbose", "--quiet", "--help")
 
 
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=30)
+
+
 class Parser(argparse.ArgumentParser):
     """Raises UsageError instead of ending the process, and knows what was probably meant."""
 
     def __init__(self, **options: Any) -> None:
-        options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
-        super().__init__(**options, allow_abbrev=False)
+        super().__init__(**options, formatter_class=_HelpFormatter, allow_abbrev=False)
+        self._words: list[str] = []
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse does, but keep the words for what an error has to say."""
+        self._words = list(args or ())
+        return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
-        self.reject(re.sub(r"^the following arguments are required: ", "missing: ", message))
+        """Raise UsageError for what argparse has found."""
+        required = re.sub(r"^the following arguments are required: ", "missing: ", message)
+        unknown = [word for word in self._words if word.startswith("-") and word not in ("-", "--")]
+        if required != message and (unknown := [word for word in unknown if not self._knows(word)]):
+            self.unexpected(unknown)
+        self.reject(required)
 
     def reject(self, message: str, hint: str = "") -> NoReturn:
         """Raise UsageError with this command's usage; without a hint it points at its help."""
@@ -42,6 +57,8 @@ class Parser(argparse.ArgumentParser):
         first = arguments[0]
         if not first.startswith("-") or first == "-":
             self.reject(f"unexpected argument {first!r}")
+        if re.match(r"-[0-9]", first):
+            self.reject(f"{first!r} is no size", "sizes only grow: write 20G, or +5G or +20% for that much more")
         name = first.partition("=")[0]
         known = [option for option in (*self._option_string_actions, *_GLOBAL_NAMES) if option.startswith("--")]
         self.reject(f"unknown option {name}", _did_you_mean(name, known))
@@ -52,10 +69,24 @@ class Parser(argparse.ArgumentParser):
             (file or sys.stderr).write(message)
 
     def _check_value(self, action: Action, value: Any) -> None:
-        if action.choices is not None and value not in action.choices:
-            what = (action.metavar if isinstance(action.metavar, str) else "value").lower()
-            known = list(map(str, action.choices))
-            self.reject(f"unknown {what} {value!r}", _did_you_mean(str(value), known) or f"there is {', '.join(known)}")
+        if action.choices is None or value in action.choices:
+            return
+        what = (action.metavar if isinstance(action.metavar, str) else "value").lower()
+        known = list(map(str, action.choices))
+        hint = _elsewhere(self, value) or _did_you_mean(str(value), known) or f"there is {', '.join(known)}"
+        self.reject(f"unknown {what} {value!r}", hint)
+
+    def _knows(self, word: str) -> bool:
+        return word.partition("=")[0] in self._option_string_actions or word[:2] in self._option_string_actions
+
+    def children(self) -> "dict[str, Parser]":
+        """The nouns or verbs below this one, by name and alias."""
+        return {
+            name: child
+            for action in self._actions
+            if isinstance(action.choices, dict)
+            for name, child in action.choices.items()
+        }
 
 
 def parse(arguments: Sequence[str]) -> Namespace:
@@ -66,6 +97,7 @@ def parse(arguments: Sequence[str]) -> Namespace:
     words = list(arguments)
     if words[:1] == ["help"]:
         words = [*words[1:], "--help"]
+    known: Namespace
     known, extra = build().parse_known_args(_with_joined_values(words))
     if extra:
         known.parser.unexpected(extra)
@@ -110,7 +142,7 @@ def _describe_globals(parser: Parser) -> None:
     add("--json", action="store_true", help="write JSON: sizes in bytes, errors as objects on standard error")
     add("--dry-run", action="store_true", help="show the steps of a change as commands, and change nothing")
     add("-y", "--yes", action="store_true", help="do not ask before something is destroyed")
-    add("-v", "--verbose", action="store_true", help="tell each step, and where an unexpected error comes from")
+    add("-v", "--verbose", action="store_true", help="tell more: programs as they run, where errors come from")
     add("-q", "--quiet", action="store_true", help="only data and errors, no other words")
 
 
@@ -318,8 +350,14 @@ def _with_joined_values(arguments: Sequence[str]) -> list[str]:
 def _did_you_mean(word: str, known: Sequence[str]) -> str:
     import difflib
 
-    near = difflib.get_close_matches(word, known, 1, 0.5)
+    near = difflib.get_close_matches(word, known, 1, 0.65)
     return f"did you mean {near[0]}?" if near else ""
+
+
+def _elsewhere(parser: Parser, word: str) -> str:
+    """The nouns that have a verb which was taken for a noun."""
+    places = [f"{parser.prog} {name} {word}" for name, noun in parser.children().items() if word in noun.children()]
+    return f"did you mean {' or '.join(places)}?" if places else ""
 
 
 def _sentence(summary: str) -> str:

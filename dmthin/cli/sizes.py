@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from dmthin.errors import InvalidValue
 from dmthin.units import KIB, MIB, format_exact, format_size, parse_size, round_up
 
+_LARGEST = 1 << 60
+"""More than any file system or device here can have: 1 EiB."""
 _SHARE = re.compile(r"([0-9]{1,6}(?:\.[0-9]{1,3})?) ?%")
 
 
@@ -22,12 +24,16 @@ class SizeRequest:
         return self.size is None
 
     def resolve(self, now: int) -> int:
-        """The bytes that are asked for; a share is rounded up to a whole MiB."""
+        """The bytes that are asked for; a share is rounded up to a whole MiB. Raises InvalidValue for far too many."""
         if self.size is not None:
-            return self.size
-        if self.added is not None:
-            return now + self.added
-        return round_up(now + now * (self.share or 0) // 100_000, MIB)
+            wanted = self.size
+        elif self.added is not None:
+            wanted = now + self.added
+        else:
+            wanted = round_up(now + now * (self.share or 0) // 100_000, MIB)
+        if wanted > _LARGEST:
+            raise InvalidValue(f"{format_size(wanted)} is more than there can be", hint="check the unit")
+        return wanted
 
 
 def parse_request(text: str, what: str) -> SizeRequest:

@@ -70,7 +70,8 @@ def as_text(root: str, report: "PoolReport", *, exact: bool = False) -> str:
             text = f"{one_line(path)}, {size(allocated)} allocated of {size(length)}"
             lines.append([f"{what} file", text])
         elif path:
-            lines.append([f"{what} device", one_line(path)])
+            missing = "" if Path(path).exists() else ", which is missing"
+            lines.append([f"{what} device" if not missing else what, one_line(path) + missing])
     lines.append(["host free", UNKNOWN if report.host_free is None else size(report.host_free)])
     lines.append(["volumes", str(report.volumes)])
     ratio = f", {report.provisioned / report.data_size:.2f} times the pool" if _known(report) else ""

@@ -48,6 +48,8 @@ def ask(arguments: Namespace, fields: tuple[Field[T], ...], default: str, sort: 
     """What the options -o, -O, -H, -p and --noheadings ask for. Raises InvalidValue for a field that is not there."""
     given: str = arguments.columns or ""
     names = default + "," + given[1:] if given.startswith("+") else given or default
+    if not _names(names):
+        raise InvalidValue("no fields are given", hint="see: -o help")
     return Table(
         columns=tuple(find(fields, name) for name in dict.fromkeys(_names(names))),
         sort=tuple((find(fields, name.lstrip("+-")), name.startswith("-")) for name in _names(arguments.sort or sort)),

@@ -162,6 +162,8 @@ def _keeper(layout: Layout, ledger: Ledger) -> PoolKeeper:
 def _make_folder(root: Path) -> None:
     try:
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except FileExistsError:
+        raise AlreadyExists(f"{root} is not a folder", hint="choose another --root") from None
     except OSError as error:
         raise block.os_failure(error, f"make {root}") from None
 

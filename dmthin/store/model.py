@@ -131,6 +131,7 @@ def check_name(name: str, kind: Kind) -> str:
         raise InvalidValue(f"the {kind}'s name has {len(name)} characters", hint=f"use at most {_NAME_LIMIT}")
     if not pattern.fullmatch(name):
         raise InvalidValue(
-            f"{name!r} is no name for a {kind}", hint=f"use letters, digits, _ . and - after a letter or digit{more}"
+            f"{name!r} is no name for {kind.with_article}",
+            hint=f"use letters, digits, _ . and - after a letter or digit{more}",
         )
     return name

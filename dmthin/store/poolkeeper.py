@@ -11,7 +11,7 @@ from pathlib import Path
 from dmthin.errors import AlreadyExists, DmthinError, InUse, InvalidValue, NeedsRepair, NotFound, Unavailable
 from dmthin.kernel import block, mount
 from dmthin.kernel.devicemapper import DeviceInfo, DeviceMapper
-from dmthin.kernel.thin import PoolMode, PoolStatus, PoolTable
+from dmthin.kernel.thin import MAX_METADATA_SIZE, PoolMode, PoolStatus, PoolTable
 from dmthin.pool import metadata
 from dmthin.pool.backing import Backing
 from dmthin.pool.thinpool import ThinPool
@@ -145,6 +145,8 @@ class PoolKeeper:
         status = pool.status()
         if status.mode is PoolMode.FAIL or status.needs_check:
             pool.require_writable(status)
+        if metadata_size is not None and metadata_size > MAX_METADATA_SIZE:
+            raise InvalidValue("the kernel uses no more than 15.9G of metadata", hint="give at most 15G")
         data, meta = self._layout.data(record), self._layout.metadata(record)
         data_now = status.data_total_blocks * record.block_size
         metadata_now = status.metadata_total_blocks * METADATA_BLOCK

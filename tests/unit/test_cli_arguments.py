@@ -15,19 +15,10 @@ from dmthin.units import GIB, KIB, MIB
 def verbs() -> list[tuple[str, Parser]]:
     """Every verb as typed, aliases too, with its parser."""
     found = []
-    for name, noun in choices(parser.build()):
-        inner = choices(noun)
-        found += [(f"{name} {verb}", part) for verb, part in inner] or [(name, noun)]
+    for name, noun in parser.build().children().items():
+        inner = noun.children()
+        found += [(f"{name} {verb}", part) for verb, part in inner.items()] or [(name, noun)]
     return found
-
-
-def choices(part: Parser) -> list[tuple[str, Parser]]:
-    return [
-        (name, child)
-        for action in part._actions
-        if action.metavar in ("COMMAND", "VERB") and isinstance(action.choices, dict)
-        for name, child in action.choices.items()
-    ]
 
 
 def test_the_contract_has_its_verbs() -> None:
@@ -68,6 +59,14 @@ def test_storage_options_add_up_and_the_last_root_wins() -> None:
     assert options.store_options == ("dm.a=1", "dm.b=2")
 
 
+def test_short_options_may_be_joined() -> None:
+    options, rest = split_globals(["-vy", "list", "-Hp", "--", "-vq"])
+    assert (options.verbose, options.yes, options.quiet) == (True, True, False)
+    assert rest == ["list", "-H", "-p", "--", "-vq"]
+    with pytest.raises(UsageError, match="exclude each other"):
+        split_globals(["list", "-vHq"])
+
+
 def test_nothing_is_taken_behind_two_dashes() -> None:
     options, rest = split_globals(["image", "import", "--", "--json", "-q"])
     assert rest == ["image", "import", "--", "--json", "-q"]
@@ -88,11 +87,15 @@ def test_the_environment_names_the_root(monkeypatch: pytest.MonkeyPatch) -> None
         (["poool", "status"], "unknown command 'poool': did you mean pool?"),
         (["pool", "stauts"], "unknown verb 'stauts': did you mean status?"),
         (["pool", "xyzzy"], "unknown verb 'xyzzy': there is create, status"),
+        (["mount", "web"], "unknown command 'mount': did you mean dmthin container mount?"),
+        (["create", "pool"], "unknown command 'create': did you mean dmthin pool create or dmthin container create?"),
         (["container", "destroy", "web"], "unknown verb 'destroy'"),
         (["list", "--no-headings"], "unknown option --no-headings: did you mean --noheadings?"),
         (["list", "--jsno"], "unknown option --jsno: did you mean --json?"),
         (["list", "extra"], "unexpected argument 'extra': see: dmthin list --help"),
         (["container", "create", "debian"], "missing: NAME: see: dmthin container create --help"),
+        (["container", "create", "debian", "-rf"], "unknown option -rf: see: dmthin container create --help"),
+        (["container", "resize", "web", "-1G"], "'-1G' is no size: sizes only grow: "),
         (["inspect"], "missing: NAME: see: dmthin inspect --help"),
     ],
 )
@@ -146,6 +149,12 @@ def test_sizes_absolute_and_relative(text: str, now: int, size: int) -> None:
 def test_what_is_no_size(text: str) -> None:
     with pytest.raises(InvalidValue, match="--data-size: "):
         parse_request(text, "--data-size")
+
+
+def test_a_size_that_is_a_slip_of_the_hand() -> None:
+    for text in ("20000P", "+20000P", "+999999%"):
+        with pytest.raises(InvalidValue, match="more than there can be"):
+            parse_request(text, "size").resolve(1 << 59)
 
 
 def test_sizes_for_people() -> None:

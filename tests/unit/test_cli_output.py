@@ -101,6 +101,8 @@ def test_columns_are_chosen_and_added() -> None:
     assert table(columns="used").columns == table(columns="mapped").columns
     with pytest.raises(InvalidValue, match=r"unknown field 'mount_at'.*did you mean"):
         table(columns="mount_at")
+    with pytest.raises(InvalidValue, match="no fields are given"):
+        table(columns=",")
 
 
 def test_sorting_by_several_fields_with_the_unknown_first() -> None:
