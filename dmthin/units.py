@@ -15,6 +15,7 @@ MIB = 1024 * KIB
 GIB = 1024 * MIB
 TIB = 1024 * GIB
 
+_TOO_LARGE = 1 << 63
 _UNITS = "kmgtp"
 _SIZE = re.compile(r"(?P<number>[0-9]+(?:\.[0-9]+)?) ?(?P<unit>[kmgtp](?:i?b)?|b)?", re.IGNORECASE)
 _TRUE = frozenset({"1", "t", "T", "TRUE", "true", "True"})
@@ -34,7 +35,10 @@ def parse_size(text: str, what: str = "size") -> int:
     power = 0 if unit == "b" else _UNITS.index(unit) + 1
     whole, _, fraction = match["number"].partition(".")
     scaled = int(whole + fraction) * 1024**power
-    return int(scaled // 10 ** len(fraction))
+    size = int(scaled // 10 ** len(fraction))
+    if size >= _TOO_LARGE:
+        raise InvalidValue(f"{what}: {text!r} is more than any device can have", hint="give a size below 8192P")
+    return size
 
 
 def parse_percent(text: str, what: str, *, below: int = 100, sign_required: bool = False) -> int:

@@ -9,8 +9,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
-
 from dmthin.kernel import mount
 
 
@@ -31,6 +29,8 @@ def of_device(dev: int) -> list[Holder]:
 
     A process that sees a mount of it in another namespace than ours counts, one for each such namespace.
     """
+    import psutil  # only here, on the way to an error
+
     found = [Holder(path.name, 0, "a device above") for path in _block_folder(dev).glob("holders/*")]
     found += [Holder(entry.target, 0, "a mount") for entry in mount.of_device(dev)]
     namespaces = {_namespace("self")}

@@ -9,7 +9,8 @@ import logging
 import os
 import shlex
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,7 +74,7 @@ def run(
     environment = {"PATH": SEARCH_PATH, "LC_ALL": "C", "HOME": "/"}
     environment.update({name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ})
     try:
-        done: Any = sh.Command(path)(
+        running: Any = sh.Command(path)(
             *arguments,
             _in=stdin or "",
             _env=environment,
@@ -82,16 +83,33 @@ def run(
             _timeout_signal=signal.SIGKILL,
             _ok_code=list(ok),
             _tty_out=False,
-            _return_cmd=True,
+            _bg=True,
+            _bg_exc=False,
             _decode_errors="replace",
             _preexec_fn=_die_with_parent,
         )
+        with _killed_on_interruption(running, sh.ErrorReturnCode, sh.TimeoutException):
+            done = running.wait()
     except sh.TimeoutException:
         raise TimeLimit(f"{line} did not end within {timeout:g} s") from None
     except sh.ErrorReturnCode as failure:
         words = " ".join((failure.stderr or failure.stdout).decode(errors="replace").split())
         raise ToolFailed(f"{line} failed ({failure.exit_code}): {words or 'it gave no reason'}") from None
     return Completed(done.exit_code, done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace"))
+
+
+@contextmanager
+def _killed_on_interruption(running: Any, *own_ends: type[Exception]) -> Iterator[None]:
+    """A program does not outlive a signal that ends our wait for it, or it would still hold a device."""
+    try:
+        yield
+    except own_ends:
+        raise
+    except BaseException:
+        with suppress(Exception):
+            running.kill()
+            running.wait()
+        raise
 
 
 def _die_with_parent() -> None:

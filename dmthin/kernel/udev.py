@@ -7,8 +7,6 @@ leave them alone (`devicemapper.UdevRules`).
 import time
 from pathlib import Path
 
-import pyudev
-
 from dmthin.errors import Unavailable
 from dmthin.kernel import block
 
@@ -27,6 +25,8 @@ def wait_for_block_device(path: Path, timeout: float) -> None:
     """
     if block.is_block_device(path):
         return
+    import pyudev  # only where there is something to wait for
+
     monitor = pyudev.Monitor.from_netlink(pyudev.Context(), source="udev" if is_running() else "kernel")
     monitor.filter_by(subsystem="block")
     monitor.set_receive_buffer_size(_RECEIVE_BUFFER)

@@ -203,10 +203,16 @@ class ByteStream:
             count -= len(piece)
         return count
 
-    def drain(self) -> None:
-        """Read to the end, so that a checksum there is verified and a writer at a pipe is not broken off."""
-        while self.some(CHUNK):
-            pass
+    def drain(self, limit: int) -> bool:
+        """Read to the end, so that a checksum there is verified and a writer at a pipe is not broken off.
+
+        False if more than `limit` bytes are left, which no archive has.
+        """
+        while piece := self.some(CHUNK):
+            limit -= len(piece)
+            if limit < 0:
+                return False
+        return True
 
 
 def _plain_or_expanded(raw: RawInput) -> Iterator[bytes]:

@@ -27,6 +27,9 @@ from dmthin.layers.header import (
 from dmthin.layers.stream import ByteStream
 from dmthin.units import MIB
 
+_MAX_TRAILER = 64 * MIB
+"""Bytes behind an archive's end that are read over: tape blocks are padded, at most by some MiB."""
+
 MAX_EXTENSION = MIB
 """Bytes of a long name or a PAX header; the limit of Docker too (maxSpecialFileSize of Go's archive/tar)."""
 
@@ -116,7 +119,8 @@ class TarReader:
                 data.skip(-stored % BLOCK)
             else:
                 yield entry, NO_DATA
-        self._stream.drain()
+        if not self._stream.drain(_MAX_TRAILER):
+            raise InvalidValue(f"{self._name} does not end where its tar does", hint="give an archive and nothing more")
 
     def _broken(self, error: Malformed, at: int) -> InvalidValue:
         if at:

@@ -7,7 +7,7 @@ from pathlib import Path
 from dmthin.errors import InvalidValue, KernelError
 from dmthin.failpoint import step
 from dmthin.kernel import process
-from dmthin.units import MIB, format_exact
+from dmthin.units import KIB, MIB, TIB, format_exact
 
 _MKFS_SECONDS = 600.0
 _GROW_SECONDS = 600.0
@@ -17,13 +17,15 @@ _GROW_SECONDS = 600.0
 class FileSystem:
     """How one kind of file system is made, mounted and grown on a thin volume.
 
-    `mount_options` go before the user's. `min_size` in bytes is what mkfs accepts.
+    `mount_options` go before the user's. A size in bytes below `min_size` is refused by mkfs, one above `max_size` by
+    the tools that grow it.
     """
 
     name: str
     mkfs: tuple[str, ...]
     mount_options: str
     min_size: int
+    max_size: int
 
     def make(self, node: str, arguments: Sequence[str]) -> None:
         """Run mkfs on a block device. The user's arguments come last, so that they win."""
@@ -39,7 +41,12 @@ class FileSystem:
                 process.run("resize2fs", node, timeout=_GROW_SECONDS)
 
     def require_size(self, size: int) -> None:
-        """Raise InvalidValue for a volume that is too small for this file system."""
+        """Raise InvalidValue for a volume that this file system cannot fill."""
+        if size % KIB:
+            raise InvalidValue(f"{size} bytes are not a multiple of 1K", hint="give a rounder size")
+        if size > self.max_size:
+            hint = f"give at most {format_exact(self.max_size)}"
+            raise InvalidValue(f"{format_exact(size)} is too large for {self.name}", hint=hint)
         if size < self.min_size:
             hint = f"give at least {format_exact(self.min_size)}"
             raise InvalidValue(f"{format_exact(size)} is too small for {self.name}", hint=hint)
@@ -52,6 +59,7 @@ EXT4 = FileSystem(
     mkfs=("mkfs.ext4", "-q", "-E", "nodiscard,lazy_itable_init=0,lazy_journal_init=0"),
     mount_options="",
     min_size=16 * MIB,
+    max_size=16 * TIB,
 )
 XFS = FileSystem(
     name="xfs",
@@ -59,6 +67,7 @@ XFS = FileSystem(
     # Every snapshot has its origin's UUID, and XFS mounts a UUID once.
     mount_options="nouuid",
     min_size=300 * MIB,
+    max_size=1024 * TIB,
 )
 FILE_SYSTEMS = {fs.name: fs for fs in (EXT4, XFS)}
 

@@ -1,6 +1,5 @@
 """Golden bases: a freshly formatted volume for each (file system, size, mkfs arguments), made once."""
 
-import hashlib
 from contextlib import suppress
 
 from dmthin.pool.filesystem import FileSystem
@@ -46,5 +45,7 @@ def base_name(kind: FileSystem, size: int, mkfs_arguments: tuple[str, ...]) -> s
     """The name that stands for a description of a base: `@base/ext4/10G`, with a digest of mkfs arguments if any."""
     name = f"@base/{kind.name}/{format_exact(size)}"
     if mkfs_arguments:
+        import hashlib
+
         name += "/" + hashlib.sha256("\0".join(mkfs_arguments).encode()).hexdigest()[:12]
     return name

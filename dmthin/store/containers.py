@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from dmthin.errors import InvalidValue
+from dmthin.pool import filesystem
 from dmthin.store.layout import Layout
 from dmthin.store.ledger import Ledger
 from dmthin.store.model import Kind, State, Volume, check_name
@@ -30,6 +31,8 @@ class Containers:
                 f"size {format_exact(size)} is less than the {format_exact(parent.size)} of the {parent.title}",
                 hint="a volume is never smaller than what it was made from",
             )
+        if size is not None:
+            filesystem.by_name(parent.file_system).require_size(size)
         making = self._volumes.making(
             name,
             Kind.CONTAINER,

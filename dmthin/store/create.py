@@ -1,5 +1,6 @@
 """Making a store: checks first, then the record of the intent, then files, loops and the pool."""
 
+import shlex
 import shutil
 from collections.abc import Iterable
 from contextlib import suppress
@@ -12,7 +13,9 @@ from dmthin.kernel.devicemapper import UdevRules
 from dmthin.kernel.dmioctl import IoctlDeviceMapper, require_thin_pool
 from dmthin.kernel.dmsetup import Dmsetup
 from dmthin.kernel.thin import PoolStatus, PoolTable
+from dmthin.pool import metadata
 from dmthin.pool.backing import Backing
+from dmthin.pool.thinpool import ThinPool
 from dmthin.store import ledger as ledgers
 from dmthin.store.layout import DATA_FILE, METADATA_FILE, Layout
 from dmthin.store.ledger import Ledger
@@ -33,6 +36,7 @@ def create_store(root: Path, options: Iterable[str] = (), *, force: bool = False
     A block device that carries data, or a pool that is in use, is refused; `force` overwrites the device.
     Raises AlreadyExists, InUse, InvalidValue, NoDataSpace, Unavailable (no dm-thin), NotPermitted.
     """
+    _clear_unfinished(Layout(root.absolute().resolve()))
     plan = plan_store(root, options, force=force)
     layout, made_root = plan.layout, not plan.layout.root.exists()
     _make_folder(layout.root)
@@ -71,10 +75,11 @@ class Plan:
             (self.layout.metadata(self.record), self.record.metadata_target),
         ):
             if backing.is_file and size is not None:
-                lines.append(f"truncate --size {size} {backing.path}")
-                places.append(f"$(losetup --find --show --direct-io=on {backing.path})")
+                path = shlex.quote(str(backing.path))
+                lines.append(f"truncate --size {size} {path}")
+                places.append(f"$(losetup --find --show --direct-io=on {path})")
             else:
-                places.append(str(backing.path))
+                places.append(shlex.quote(str(backing.path)))
         data, meta = places
         length = self.record.data_target or self.layout.data(self.record).size()
         table = pool_table(length, data, meta, self.record.block_size)
@@ -89,7 +94,7 @@ def plan_store(root: Path, options: Iterable[str] = (), *, force: bool = False) 
     chosen = StorageOptions.from_pairs(pairs)
     layout = Layout(root.absolute().resolve())
     _require_kernel()
-    _clear_unfinished(layout)
+    _require_no_store(layout)
     _require_room(layout.root)
     if chosen.thin_pool_device:
         block_size = _require_empty_pool(chosen.thin_pool_device)
@@ -138,6 +143,15 @@ def _build(plan: Plan) -> None:
         ledger.close()
 
 
+def _require_no_store(layout: Layout) -> None:
+    if not block.exists(layout.ledger):
+        return
+    with suppress(NotFound):
+        if Ledger(layout.ledger).store().state is StoreState.READY:
+            raise AlreadyExists(f"{layout.root} is a store already", hint="see: dmthin pool status")
+    raise AlreadyExists(f"{layout.root} holds a store that was never finished", hint="pool create clears it away")
+
+
 def _clear_unfinished(layout: Layout) -> None:
     """Undo a store that a process died making or destroying. Raises AlreadyExists for one that is finished."""
     if not block.exists(layout.ledger):
@@ -150,9 +164,8 @@ def _clear_unfinished(layout: Layout) -> None:
         except NotFound:
             ledger.remove()
             return
-        if record.state is StoreState.READY:
-            raise AlreadyExists(f"{layout.root} is a store already", hint="see: dmthin pool status")
-        _keeper(layout, ledger).demolish(record)
+        if record.state is not StoreState.READY:
+            _keeper(layout, ledger).demolish(record)
 
 
 def _keeper(layout: Layout, ledger: Ledger) -> PoolKeeper:
@@ -213,10 +226,17 @@ def _require_empty_pool(name: str) -> int:
             raise NotFound(f"there is no pool {name}", hint="see: dmsetup ls --target thin-pool") from None
         except KernelError:
             raise InvalidValue(f"{name} is not a thin pool", hint="see: dmsetup ls --target thin-pool") from None
-    if status.transaction_id or status.data_used_blocks:
+    used = status.transaction_id or status.data_used_blocks or status.held_metadata_root is not None
+    if used or _volumes_in(name, table):
         raise InUse(
             f"the pool {name} is in use by another store or program"
             f" (transaction id {status.transaction_id}, {status.data_used_blocks} blocks used)",
             hint="give a pool that nobody has used yet",
         )
     return table.block_size
+
+
+def _volumes_in(name: str, table: PoolTable) -> set[int]:
+    """The ids of the volumes of a pool that nobody else reads now."""
+    with IoctlDeviceMapper() as dm, ThinPool(name, "", dm, dm).metadata_snapshot():
+        return metadata.device_ids(block.node_of(table.metadata_device), live=True)

@@ -1,18 +1,22 @@
 """Images: imported from an archive or a folder, or committed from a container."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dmthin.errors import NoDataSpace
 from dmthin.kernel import block
-from dmthin.layers.source import open_source
-from dmthin.layers.unpack import Progress, unpack
 from dmthin.store.bases import Bases
 from dmthin.store.ledger import Ledger
 from dmthin.store.model import Kind, State, Volume, check_name
 from dmthin.store.options import StorageOptions
 from dmthin.store.volumes import Volumes
 from dmthin.units import format_exact
+
+if TYPE_CHECKING:
+    from dmthin.layers.unpack import Progress
 
 
 class Images:
@@ -37,6 +41,9 @@ class Images:
         `size` in bytes is the image's, by default dm.basesize. A failure or an interruption leaves no image.
         Raises AlreadyExists, InvalidValue (the archive), NoDataSpace (larger than the volume or the pool).
         """
+        from dmthin.layers.source import open_source  # the decompressors cost 20 ms, which only an import need pay
+        from dmthin.layers.unpack import unpack
+
         check_name(name, Kind.IMAGE)
         self._ledger.require_free(name)
         size = size or self._options.base_size

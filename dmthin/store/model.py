@@ -1,7 +1,7 @@
 """What the ledger holds, as values: the store's own record and its volumes."""
 
+import os
 import re
-import uuid
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
@@ -115,7 +115,7 @@ class StoreRecord:
 
 def new_uuid() -> str:
     """32 hexadecimal digits that name a store for ever."""
-    return uuid.uuid4().hex
+    return os.urandom(16).hex()
 
 
 def check_name(name: str, kind: Kind) -> str:

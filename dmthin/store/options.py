@@ -3,7 +3,6 @@
 An option that dmthin does not carry out is refused by name, never taken in silence. Sizes are bytes here.
 """
 
-import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,8 +130,6 @@ class StorageOptions:
             raise InvalidValue(
                 "dm.use_deferred_deletion needs dm.use_deferred_removal", hint="set both to the same value"
             )
-        if self.base_size % self.block_size and self.base_size % KIB:
-            raise InvalidValue("dm.basesize: not a multiple of 1K", hint="give a rounder size")
         self.file_system.require_size(self.base_size)
 
 
@@ -151,6 +148,8 @@ def parse_pairs(texts: Iterable[str]) -> dict[str, str]:
         if key in _REFUSED:
             raise InvalidValue(f"{key} is not supported", hint=_REFUSED[key])
         if key not in KNOWN:
+            import difflib
+
             near = difflib.get_close_matches(key, KNOWN, 1)
             hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(KNOWN)}"
             raise InvalidValue(f"unknown storage option {key!r}", hint=hint)

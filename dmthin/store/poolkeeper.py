@@ -37,7 +37,15 @@ class PoolKeeper:
 
     def pool(self, record: StoreRecord) -> ThinPool:
         """The pool that the record names, active or not."""
-        return ThinPool(record.pool_name, f"{record.uuid_prefix}-pool", self._dm, self._builder)
+        return ThinPool(record.pool_name, self._uuid(record), self._dm, self._builder)
+
+    def _uuid(self, record: StoreRecord) -> str:
+        """The pool's device-mapper uuid. It names the store's folder too: a copied store has all names but that."""
+        try:
+            folder = self._layout.root.stat()
+        except FileNotFoundError:
+            return f"{record.uuid_prefix}-pool"
+        return f"{record.uuid_prefix}-pool-{folder.st_dev:x}-{folder.st_ino:x}"
 
     def is_in_order(self, record: StoreRecord, info: DeviceInfo | None) -> bool:
         """Whether there is nothing to finish, undo or activate. One comparison of what is known: no more."""
@@ -64,6 +72,20 @@ class PoolKeeper:
         if record.data_target is not None or record.metadata_target is not None:
             record = self._finish_growth(record)
         return record
+
+    def require_own_devices(self, record: StoreRecord) -> None:
+        """Raise AlreadyExists for an active pool on other devices: a store that was copied has the original's names."""
+        pool = self.pool(record)
+        if record.pool or not pool.is_active():
+            return
+        table = pool.table()
+        data, meta = self._layout.data(record), self._layout.metadata(record)
+        if not (data.is_at(table.data_device) and meta.is_at(table.metadata_device)):
+            held = block.describe(table.data_device)
+            raise AlreadyExists(
+                f"the pool {pool.name} is held by another store, on {held}",
+                hint="use that store, or take its pool down",
+            )
 
     def build(self, record: StoreRecord) -> StoreRecord:
         """Make a pool from nothing for a record that is being made: files, loops, pool device."""
@@ -103,6 +125,7 @@ class PoolKeeper:
 
     def destroy(self, record: StoreRecord) -> None:
         """End a store for good. Raises InUse while a volume is in use; nothing has gone then."""
+        self.require_own_devices(record)
         self.deactivate_volumes(record)
         self.demolish(self._save(replace(record, state=StoreState.DESTROYING), "destroy"))
 
@@ -184,13 +207,13 @@ class PoolKeeper:
         info = pool.info()
         fresh = [backing for backing in backings if backing.attached_number() is None]
         if info is not None and info.live_table:
-            self._require_own_devices(pool, backings)
+            self.require_own_devices(record)
             return info
         try:
             data, meta = (backing.attach() for backing in backings)
             if not record.clean and record.state is StoreState.READY:
                 logger.info("the pool was not shut down cleanly: checking its metadata")
-                metadata.check(backings[1].path)
+                metadata.check(backings[1].node())  # not the file, which need not take direct I/O
             return pool.activate(self._table(record, data, meta))
         except BaseException:
             for backing in fresh:
@@ -200,16 +223,6 @@ class PoolKeeper:
 
     def _table(self, record: StoreRecord, data: str, meta: str) -> PoolTable:
         return pool_table(self._layout.data(record).size(), data, meta, record.block_size)
-
-    def _require_own_devices(self, pool: ThinPool, backings: tuple[Backing, Backing]) -> None:
-        """A store that was copied has the same names: its pool may be the original's."""
-        table = pool.table()
-        if (table.data_device, table.metadata_device) != tuple(backing.attached_number() for backing in backings):
-            held = block.describe(table.data_device)
-            raise AlreadyExists(
-                f"the pool {pool.name} is held by another store, on {held}",
-                hint="use that store, or take its pool down",
-            )
 
     def _foreign(self, pool: ThinPool) -> DeviceInfo:
         info = pool.info()
@@ -243,10 +256,15 @@ class PoolKeeper:
     def _finish_growth(self, record: StoreRecord) -> StoreRecord:
         pool = self.pool(record)
         data, meta = self._layout.data(record), self._layout.metadata(record)
-        if record.data_target is not None:
-            data.grow(record.data_target)
-        if record.metadata_target is not None:
-            meta.grow(record.metadata_target)
+        try:
+            if record.data_target is not None:
+                data.grow(record.data_target)
+            if record.metadata_target is not None:
+                meta.grow(record.metadata_target)
+        except DmthinError:
+            # Nothing has reached the pool yet. Left in the record, the targets would stop every later change here.
+            self._save(replace(record, data_target=None, metadata_target=None), "pool not grown")
+            raise
         table = self._table(record, pool.table().data_device, pool.table().metadata_device)
         pool.reload(table)
         return self._save(replace(record, data_target=None, metadata_target=None), "pool grown")

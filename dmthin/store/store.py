@@ -84,6 +84,8 @@ class Store:
                 info = thin.info()
                 growing: list[Volume] = []
                 if info is not None and self.keeper.is_in_order(record, info):
+                    if info.uuid != thin.uuid and not record.pool:
+                        self.keeper.require_own_devices(record)
                     pool = ActivePool(thin, info.number, record)
                     growing = self.volumes.sweep(pool)
                     if not growing:

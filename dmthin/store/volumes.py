@@ -159,6 +159,7 @@ class Volumes:
                     f"the {volume.title} has {format_exact(volume.size)} and cannot shrink to {format_exact(size)}",
                     hint="a volume only grows",
                 )
+            filesystem.by_name(volume.file_system).require_size(size)
             with self._change() as pool:
                 pool.thin.require_data_space(0)
             larger = replace(volume, size=size, state=State.GROWING)
