@@ -153,7 +153,7 @@ def test_what_is_no_size(text: str) -> None:
 
 def test_a_size_that_is_a_slip_of_the_hand() -> None:
     for text in ("20000P", "+20000P", "+999999%"):
-        with pytest.raises(InvalidValue, match="more than (there can be|any device can have)"):
+        with pytest.raises(InvalidValue, match=r"more than (there can be|any device can have)"):
             parse_request(text, "size").resolve(1 << 59)
 
 
