@@ -122,10 +122,12 @@ def signature(path: Path) -> str:
 
 
 def wipe_first_block(path: Path) -> None:
-    """Zero the first metadata block of a device, past any page cache, so that a pool would format it anew."""
-    with step(f"wipe {path}"), opened(path, os.O_WRONLY | os.O_DSYNC) as fd:
-        os.pwrite(fd, bytes(METADATA_BLOCK), 0)
-        os.fsync(fd)
+    """Zero the first metadata block of a device, so that a pool would format it anew. InUse if it is claimed."""
+    with step(f"wipe {path}"):
+        require_unused(path)
+        with opened(path, os.O_WRONLY | os.O_EXCL | os.O_DSYNC) as fd:
+            os.pwrite(fd, bytes(METADATA_BLOCK), 0)
+            os.fsync(fd)
 
 
 def make_sparse(path: Path, length: int) -> None:
@@ -215,7 +217,9 @@ def os_failure(error: OSError, doing: str) -> NoDataSpace | NotFound | NotPermit
     code = error.errno or 0
     reason = os.strerror(code)
     match code:
-        case errno.ENOSPC | errno.EDQUOT | errno.EFBIG:
+        case errno.EFBIG:
+            return NoDataSpace(f"cannot {doing}: its file system has no files that large", hint="give a smaller size")
+        case errno.ENOSPC | errno.EDQUOT:
             return NoDataSpace(f"cannot {doing}: {reason}", hint="free some space, or choose another place with --root")
         case errno.ENOENT | errno.ENOTDIR:
             return NotFound(f"cannot {doing}: {reason}")

@@ -28,9 +28,9 @@ class FileSystem:
     max_size: int
 
     def make(self, node: str, arguments: Sequence[str]) -> None:
-        """Run mkfs on a block device. The user's arguments come last, so that they win."""
+        """Run mkfs on a block device. The user's arguments come last, so that they win; ext4's -E are put together."""
         with step(f"mkfs {node}"):
-            process.run(*self.mkfs, *arguments, node, timeout=_MKFS_SECONDS)
+            process.run(*_merged([*self.mkfs, *arguments]), node, timeout=_MKFS_SECONDS)
 
     def grow(self, node: str, mount_point: Path) -> None:
         """Let a mounted file system fill its device. Fine if it does already."""
@@ -70,6 +70,35 @@ XFS = FileSystem(
     max_size=1024 * TIB,
 )
 FILE_SYSTEMS = {fs.name: fs for fs in (EXT4, XFS)}
+
+
+_FIXED_EXTENDED = ("lazy_itable_init", "lazy_journal_init", "assume_storage_prezeroed")
+
+
+def check_arguments(arguments: Sequence[str]) -> None:
+    """Raise InvalidValue for mkfs arguments that would leave a base unwritten in part, which is not safe here."""
+    for argument in arguments:
+        for option in _FIXED_EXTENDED:
+            if option in argument:
+                raise InvalidValue(f"dm.mkfsarg: {option} cannot be chosen", hint="bases are always written in full")
+
+
+def _merged(words: Sequence[str]) -> list[str]:
+    """The words with all values of -E in its first place, since mkfs.ext4 heeds only one -E."""
+    merged: list[str] = []
+    place = None
+    rest = iter(words)
+    for word in rest:
+        if not (word.startswith("-E") and words[0] == "mkfs.ext4"):
+            merged.append(word)
+            continue
+        value = word[2:] or next(rest, "")
+        if place is None:
+            place = len(merged) + 1
+            merged += ["-E", value]
+        else:
+            merged[place] += f",{value}"
+    return merged
 
 
 def by_name(name: str) -> FileSystem:

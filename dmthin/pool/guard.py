@@ -8,9 +8,9 @@ both: it can be killed while it waits (the kernel then gives the suspend up), an
 import os
 import select
 import signal
-import threading
-from collections.abc import Iterable
+import time
 from contextlib import suppress
+from pathlib import Path
 from typing import NoReturn, Self
 
 from dmthin import failpoint
@@ -18,9 +18,8 @@ from dmthin.errors import DmthinError, KernelError, NotFound, TimeLimit
 from dmthin.kernel.dmioctl import IoctlDeviceMapper
 
 _SUSPEND_SECONDS = 10.0
-_forking = threading.Lock()
-_held: set[int] = set()
-"""The pipe ends by which this process holds its guards. A new guard closes its copies: it would hold the others too."""
+_END_SECONDS = 2.0
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class Guard:
@@ -36,12 +35,15 @@ class Guard:
 
     def __enter__(self) -> Self:
         ready_read, ready_write = os.pipe2(os.O_CLOEXEC)
-        with _forking:
-            hold_read, self._hold = os.pipe2(os.O_CLOEXEC)
-            _held.add(self._hold)
+        hold_read, self._hold = os.pipe2(os.O_CLOEXEC)
+        # A signal between the fork and the guard's own code would run our handlers in the guard.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        try:
             self._pid = os.fork()
-        if not self._pid:
-            _guard(self._name, ready_write, hold_read, (ready_read, *_held))
+            if not self._pid:
+                _guard(self._name, ready_write, hold_read)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         os.close(ready_write)
         os.close(hold_read)
         try:
@@ -72,11 +74,19 @@ class Guard:
             raise KernelError(answer or f"the guard of {self._name} died")
 
     def _finish(self) -> int:
-        """Let the guard go, and wait for it; its exit status, which is not 0 if it was killed."""
-        with _forking:
-            _held.discard(self._hold)
-            os.close(self._hold)
-        return os.waitpid(self._pid, 0)[1]
+        """Let the guard go, and wait for it; its exit status, which is not 0 if it was killed.
+
+        A guard whose suspend takes no signal, because the file system's freeze waits for a full pool, is left behind:
+        it resumes the device as soon as the kernel lets it.
+        """
+        os.close(self._hold)
+        deadline = time.monotonic() + _END_SECONDS
+        while time.monotonic() < deadline:
+            pid, status = os.waitpid(self._pid, os.WNOHANG)
+            if pid:
+                return status
+            time.sleep(0.0005)
+        return 0
 
     def _resume(self) -> None:
         """Should the guard have been killed after its suspend."""
@@ -84,15 +94,22 @@ class Guard:
             dm.resume(self._name)
 
 
-def _guard(name: str, ready: int, hold: int, spare: Iterable[int]) -> NoReturn:
-    """The process: own session, so that a Ctrl-C meant for the manager does not reach it."""
+def _guard(name: str, ready: int, hold: int) -> NoReturn:
+    """The process: own session, so that a Ctrl-C meant for the manager does not reach it.
+
+    It keeps none of the manager's descriptors: the locks among them would outlive their holder, and the pipes to other
+    guards would hold those.
+    """
     try:
-        for fd in spare:
-            os.close(fd)
+        for entry in list(Path("/proc/self/fd").iterdir()):
+            if int(entry.name) not in (0, 1, 2, ready, hold):
+                with suppress(OSError):
+                    os.close(int(entry.name))
         failpoint.arm(0)
         os.setsid()
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        for number in _SIGNALS:
             signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
         with IoctlDeviceMapper() as dm:
             try:
                 dm.suspend(name)

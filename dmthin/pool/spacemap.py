@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dmthin.errors import NeedsRepair
+from dmthin.kernel import block
 from dmthin.kernel.block import os_failure
 from dmthin.units import METADATA_BLOCK
 
@@ -37,6 +38,12 @@ class Index:
 
     data_blocks: int
     bitmaps: tuple[int, ...]
+
+
+def is_metadata(path: Path) -> bool:
+    """Whether a device or file begins with a thin-pool superblock."""
+    head = block.read(path, METADATA_BLOCK)
+    return len(head) == METADATA_BLOCK and struct.unpack_from("<Q", head, 32)[0] == _SUPERBLOCK_MAGIC
 
 
 class SpaceMap:

@@ -12,7 +12,7 @@ from dmthin.kernel.devicemapper import DeviceInfo, DeviceMapper
 from dmthin.kernel.thin import PoolMode, PoolStatus, PoolTable
 
 _METADATA_HINT = "run: dmthin pool extend --metadata-size"
-_REPAIR_HINT = "deactivate it and run thin_check on its metadata"
+_REPAIR_HINT = "run: dmthin pool deactivate, then thin_check --clear-needs-check-flag on its metadata"
 
 
 class ThinPool:
@@ -98,25 +98,24 @@ class ThinPool:
         There is one per pool and the caller holds the lock for it, so one that is there already is a dead reader's.
         It costs copies of metadata while it is held: seconds, not minutes.
         """
+        try:
+            yield self.hold_metadata()
+        finally:
+            self.release_metadata()
+
+    def hold_metadata(self) -> int:
+        """Begin what `metadata_snapshot` does; `release_metadata` ends it."""
+        self.release_metadata()
+        self._change("reserve_metadata_snap")
+        root = self.status().held_metadata_root
+        if root is None:
+            raise KernelError(f"the pool {self.name} has lost its metadata snapshot")
+        return root
+
+    def release_metadata(self) -> None:
+        """Drop the metadata snapshot if there is one."""
         if self.status().held_metadata_root is not None:
             self._change("release_metadata_snap")
-        self._change("reserve_metadata_snap")
-        try:
-            root = self.status().held_metadata_root
-            if root is None:
-                raise KernelError(f"the pool {self.name} has lost its metadata snapshot")
-            yield root
-        finally:
-            self._change("release_metadata_snap")
-
-    @contextmanager
-    def suspended(self) -> Iterator[None]:
-        """Hold all I/O of the pool for a moment; what is in its metadata is then also on the disk."""
-        self._dm.suspend(self.name)
-        try:
-            yield
-        finally:
-            self._dm.resume(self.name)
 
     def require_usable(self, status: PoolStatus) -> None:
         """Raise NeedsRepair for a pool that cannot even be read."""

@@ -31,11 +31,15 @@ class ThinVolume:
         self._dm = dm
 
     def info(self) -> DeviceInfo | None:
-        """The volume's device, None while it is not active."""
+        """The volume's device, None while it is not active. AlreadyExists if it is another store's of that name."""
         try:
-            return self._dm.info(self.name)
+            info = self._dm.info(self.name)
         except NotFound:
             return None
+        if info.uuid != self.uuid:
+            hint = "a store that was copied cannot be used beside the original"
+            raise AlreadyExists(f"the device {self.name} is held by another store", hint=hint)
+        return info
 
     def activate(self, pool_number: str, *, read_only: bool = False) -> DeviceInfo:
         """Make the block device; one that a process left half-made is completed. Safe to repeat.

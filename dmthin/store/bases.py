@@ -4,7 +4,7 @@ from contextlib import suppress
 
 from dmthin.pool.filesystem import FileSystem
 from dmthin.store.ledger import Ledger
-from dmthin.store.locks import Locks
+from dmthin.store.locks import Lock, Locks
 from dmthin.store.model import Kind, State, Volume
 from dmthin.store.volumes import Volumes
 from dmthin.units import format_exact
@@ -19,13 +19,22 @@ class Bases:
         self._volumes = volumes
 
     def ensure(self, kind: FileSystem, size: int, mkfs_arguments: tuple[str, ...]) -> Volume:
-        """The base of this description; the first caller makes it, the others wait for that."""
+        """The base of this description, made if it is not there. Call it inside `kept()`, and use it there."""
         kind.require_size(size)
         name = base_name(kind, size, mkfs_arguments)
-        if base := self._ready(name):
-            return base
-        with self._locks.base():
-            return self._ready(name) or self._make(name, kind, size, mkfs_arguments)
+        return self._ready(name) or self._make(name, kind, size, mkfs_arguments)
+
+    def kept(self) -> Lock:
+        """While this is held nobody else makes or removes a base; enough to take a snapshot of one."""
+        return self._locks.base()
+
+    def remove_unused(self) -> None:
+        """Remove the bases that no volume descends from: the next import makes them again."""
+        with self.kept():
+            for volume in self._ledger.volumes():
+                unused = volume.kind is Kind.BASE and volume.state is State.READY
+                if unused and not self._ledger.children(volume.device_id):
+                    self._volumes.remove(volume)
 
     def _ready(self, name: str) -> Volume | None:
         base = self._ledger.find(name)
@@ -34,7 +43,8 @@ class Bases:
     def _make(self, name: str, kind: FileSystem, size: int, mkfs_arguments: tuple[str, ...]) -> Volume:
         making = self._volumes.making(name, Kind.BASE, size=size, file_system=kind.name, parent=None, activate=True)
         with making as base:
-            kind.make(self._volumes.activate(base).node, mkfs_arguments)
+            with self._volumes.held_open(base) as info:
+                kind.make(info.node, mkfs_arguments)
             with self._volumes.mounted_for_work(base) as root, suppress(FileNotFoundError):
                 # fsck makes it anew when it needs it; a container should not see it.
                 (root / "lost+found").rmdir()

@@ -26,6 +26,7 @@ from dmthin.store.poolkeeper import PoolKeeper, pool_table
 from dmthin.store.store import Store
 from dmthin.units import MIB, format_size
 
+_ATTEMPTS = 8
 _LEAST_FREE = 64 * MIB
 """Bytes that the host file system must have free for the ledger and the first of the pool's metadata."""
 
@@ -41,18 +42,11 @@ def create_store(root: Path, options: Iterable[str] = (), *, force: bool = False
     layout, made_root = plan.layout, not plan.layout.root.exists()
     _make_folder(layout.root)
     try:
-        make_lock_file(layout.lock)
-        with Locks(layout.lock).own_pool():
-            if layout.ledger.exists():
-                raise AlreadyExists(f"{layout.root} has just become a store", hint="see: dmthin pool status")
-            _build(plan)
+        _make_under_lock(plan)
     except BaseException:
-        if not layout.ledger.exists():
+        if made_root:
             with suppress(OSError):
-                layout.lock.unlink(missing_ok=True)
-            if made_root:
-                with suppress(OSError):
-                    layout.root.rmdir()
+                layout.root.rmdir()
         raise
     return Store(layout.root)
 
@@ -124,6 +118,27 @@ def plan_store(root: Path, options: Iterable[str] = (), *, force: bool = False) 
     return Plan(layout, record)
 
 
+def _make_under_lock(plan: Plan) -> None:
+    layout = plan.layout
+    for _ in range(_ATTEMPTS):
+        make_lock_file(layout.lock)
+        try:
+            with Locks(layout.lock).own_pool():
+                if layout.ledger.exists():
+                    raise AlreadyExists(f"{layout.root} has just become a store", hint="see: dmthin pool status")
+                try:
+                    _build(plan)
+                except BaseException:
+                    layout.lock.unlink(missing_ok=True)  # while it is held: who waits for it looks again
+                    raise
+                return
+        except NotFound:
+            if layout.lock.exists() or layout.root.is_file():
+                raise
+            _make_folder(layout.root)  # another's attempt has failed and taken them along
+    raise AlreadyExists(f"{layout.root} is being made and unmade by others", hint="try again")
+
+
 def _build(plan: Plan) -> None:
     """Record the intent and carry it out; undo it if that fails. The caller has the pool's lock alone."""
     layout = plan.layout
@@ -175,6 +190,7 @@ def _keeper(layout: Layout, ledger: Ledger) -> PoolKeeper:
 def _make_folder(root: Path) -> None:
     try:
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        root.chmod(0o700)
     except FileExistsError:
         raise AlreadyExists(f"{root} is not a folder", hint="choose another --root") from None
     except OSError as error:

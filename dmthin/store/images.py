@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,20 +48,22 @@ class Images:
         check_name(name, Kind.IMAGE)
         self._ledger.require_free(name)
         size = size or self._options.base_size
-        with open_source(source) as entries:
-            base = self._bases.ensure(self._options.file_system, size, self._options.mkfs_arguments)
-            making = self._volumes.making(
-                name, Kind.IMAGE, size=size, file_system=base.file_system, parent=base, activate=True
-            )
-            with making as image, self._volumes.mounted_for_work(image) as root:
-                try:
-                    unpack(entries, root, progress=progress)
-                    block.sync_file_system(root)
-                except NoDataSpace as error:
-                    raise NoDataSpace(
-                        f"{entries.name} does not fit into an image of {format_exact(size)}: {error.message}",
-                        hint="give a larger --storage-opt size=, or see dmthin pool status",
-                    ) from None
+        with open_source(source) as entries, ExitStack() as stack:
+            with self._bases.kept():
+                base = self._bases.ensure(self._options.file_system, size, self._options.mkfs_arguments)
+                making = self._volumes.making(
+                    name, Kind.IMAGE, size=size, file_system=base.file_system, parent=base, activate=True
+                )
+                image = stack.enter_context(making)
+            root = stack.enter_context(self._volumes.mounted_for_work(image))
+            try:
+                unpack(entries, root, progress=progress)
+                block.sync_file_system(root)
+            except NoDataSpace as error:
+                raise NoDataSpace(
+                    f"{entries.name} does not fit into an image of {format_exact(size)}: {error.message}",
+                    hint="give a larger --storage-opt size=, or see dmthin pool status",
+                ) from None
         return image.with_state(State.READY)
 
     def commit(self, container: str, name: str) -> Volume:
@@ -68,6 +71,7 @@ class Images:
         check_name(name, Kind.IMAGE)
         source = self._ledger.ready(container, Kind.CONTAINER)
         with self._volumes.locked(source) as source:
+            self._volumes.write_out(source)  # before anybody waits for us: on a full pool this waits for space
             parent = None if source.parent is None else self._ledger.by_id(source.parent)
             making = self._volumes.making(
                 name, Kind.IMAGE, size=source.size, file_system=source.file_system, parent=parent, origin=source
@@ -77,5 +81,6 @@ class Images:
         return image.with_state(State.READY)
 
     def remove(self, name: str) -> None:
-        """Remove an image. Raises NotFound, InUse for one that has children."""
+        """Remove an image, and its base if nothing else is made of that. Raises NotFound, InUse (it has children)."""
         self._volumes.remove(self._ledger.ready(name, Kind.IMAGE))
+        self._bases.remove_unused()

@@ -26,6 +26,20 @@ class Layout:
         return self.root / "lock"
 
     @property
+    def identity(self) -> str:
+        """What a copy of this folder does not share: part of the uuids of all devices, empty before there is one."""
+        try:
+            folder = self.root.stat()
+        except FileNotFoundError:
+            return ""
+        return f"{folder.st_dev:x}-{folder.st_ino:x}"
+
+    @property
+    def work(self) -> Path:
+        """Where volumes are mounted for a moment, each at its device id."""
+        return self.root / "work"
+
+    @property
     def mounts(self) -> Path:
         """Where containers are mounted by name."""
         return self.root / "mnt"
@@ -35,7 +49,7 @@ class Layout:
 
     def work_point(self, device_id: int) -> Path:
         """Where a volume is mounted for a moment, to be filled or grown."""
-        return self.root / "work" / str(device_id)
+        return self.work / str(device_id)
 
     def data(self, record: StoreRecord) -> Backing:
         return self._backing(record.data)

@@ -5,6 +5,7 @@ Every process and thread has its own connection; SQLite lets one write at a time
 """
 
 import json
+import os
 import sqlite3
 import threading
 import time
@@ -12,7 +13,18 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-from dmthin.errors import AlreadyExists, DmthinError, InUse, KernelError, NoDataSpace, NotFound, TimeLimit, Unavailable
+from dmthin.errors import (
+    AlreadyExists,
+    DmthinError,
+    InUse,
+    KernelError,
+    NoDataSpace,
+    NoMetadataSpace,
+    NotFound,
+    NotPermitted,
+    TimeLimit,
+    Unavailable,
+)
 from dmthin.failpoint import step
 from dmthin.kernel import block
 from dmthin.kernel.thin import MAX_DEVICE_ID
@@ -21,6 +33,7 @@ from dmthin.store.model import Kind, State, StoreRecord, StoreState, Volume
 
 _APPLICATION_ID = 0x646D746E  # "dmtn"
 _BUSY_SECONDS = 30.0
+_SPARE_DEVICE_IDS = 1000
 
 _MIGRATIONS = (
     """
@@ -35,6 +48,7 @@ _MIGRATIONS = (
         options TEXT NOT NULL,
         generation INTEGER NOT NULL,
         clean INTEGER NOT NULL,
+        data_size INTEGER NOT NULL,
         data_target INTEGER,
         metadata_target INTEGER,
         next_device_id INTEGER NOT NULL DEFAULT 0
@@ -58,7 +72,7 @@ _MIGRATIONS = (
 SCHEMA_VERSION = len(_MIGRATIONS)
 
 _STORE_COLUMNS = (
-    "uuid, state, block_size, data, metadata, pool, options, generation, clean, data_target, metadata_target"
+    "uuid, state, block_size, data, metadata, pool, options, generation, clean, data_size, data_target, metadata_target"
 )
 _VOLUME_COLUMNS = "device_id, name, kind, state, size, file_system, parent, created"
 
@@ -89,7 +103,10 @@ class Ledger:
 
     def remove(self) -> None:
         """Remove the ledger's files. Once the first is gone there is no store; the others hold nothing by then."""
-        self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        try:
+            self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        except sqlite3.Error as error:
+            raise _failure(error, self._path) from None
         self.close()
         for path in _files(self._path):
             block.remove_file(path)
@@ -120,7 +137,7 @@ class Ledger:
 
     def save_store(self, record: StoreRecord) -> None:
         """Write the store's own record."""
-        places = ", ".join("?" * 11)
+        places = ", ".join("?" * 12)
         updates = ", ".join(f"{name} = excluded.{name}" for name in _STORE_COLUMNS.split(", "))
         self._connection.execute(
             f"INSERT INTO store (one, {_STORE_COLUMNS}) VALUES (1, {places}) ON CONFLICT (one) DO UPDATE SET {updates}",
@@ -134,6 +151,7 @@ class Ledger:
                 json.dumps(record.options),
                 record.generation,
                 int(record.clean),
+                record.data_size,
                 record.data_target,
                 record.metadata_target,
             ),
@@ -231,16 +249,21 @@ class Ledger:
             raise InUse(f"the {volume.title} has children: {names}", hint="remove those first")
 
     def _free_device_id(self, locks: Locks) -> tuple[int, Lock]:
-        """The next device id that no record and no lock has; ids are not used again until all have been."""
-        (candidate,) = self._connection.execute("SELECT next_device_id FROM store").fetchone()
-        for _ in range(MAX_DEVICE_ID + 1):
+        """The next device id that no record and no lock has.
+
+        Ids are not used again: each snapshot also advances the pool's time, of which the kernel keeps 24 bits with
+        every block, unchecked, and a pool beyond that gives two volumes one block.
+        """
+        (first,) = self._connection.execute("SELECT next_device_id FROM store").fetchone()
+        for candidate in range(first, MAX_DEVICE_ID - _SPARE_DEVICE_IDS):
             lock = locks.try_volume(candidate) if self.by_id(candidate) is None else None
-            following = (candidate + 1) & MAX_DEVICE_ID
             if lock is not None:
-                self._connection.execute("UPDATE store SET next_device_id = ?", (following,))
+                self._connection.execute("UPDATE store SET next_device_id = ?", (candidate + 1,))
                 return candidate, lock
-            candidate = following
-        raise NoDataSpace("all 16777216 device ids of the pool are taken", hint="remove some volumes")
+        raise NoMetadataSpace(
+            "the pool has had all the snapshots that the kernel can tell apart, 16 million",
+            hint="make a new store and move the volumes there",
+        )
 
     @property
     def _connection(self) -> sqlite3.Connection:
@@ -283,16 +306,19 @@ class Added:
 
 
 def make(path: Path) -> None:
-    """Make an empty ledger, durably; fine if there is one."""
-    if not path.exists():
-        for stale in _files(path)[1:]:
-            block.remove_file(stale)
+    """Make an empty ledger, durably: under another name first, so that there is a whole one or none."""
+    new = path.with_name(f"{path.name}.new")
+    for stale in (*_files(path)[1:], *_files(new)):
+        block.remove_file(stale)
     try:
-        with step(f"make {path}"), closing(_connect(path)) as connection:
-            path.chmod(0o600)
+        with step(f"fill {new}"), closing(_connect(new)) as connection:
+            new.chmod(0o600)
             # The file remembers it, and one that is somebody else's is not to be changed by opening it.
             connection.execute("PRAGMA journal_mode = WAL")
             _upgrade(connection)
+        with step(f"make {path}"):
+            new.rename(path)
+            block.sync_folder(path.parent)
     except sqlite3.Error as error:
         raise _failure(error, path) from None
 
@@ -328,6 +354,8 @@ def _failure(error: sqlite3.Error, path: Path) -> DmthinError:
         return NoDataSpace(f"the file system of {path} is full", hint="free some space on it")
     if name.startswith("SQLITE_BUSY"):
         return TimeLimit(f"the ledger {path} was in use for more than {_BUSY_SECONDS:g} s", hint="try again")
+    if name == "SQLITE_CANTOPEN" and not os.access(path, os.R_OK | os.W_OK):
+        return NotPermitted(f"the ledger {path} cannot be opened", hint="run this as root")
     if name == "SQLITE_NOTADB":
         return NotFound(f"{path} is not a ledger of dmthin", hint="choose another --root")
     return KernelError(f"the ledger {path}: {error}")
@@ -361,7 +389,7 @@ def _volume(row: tuple[object, ...]) -> Volume:
 
 
 def _store_record(row: tuple[object, ...]) -> StoreRecord:
-    uuid, state, block_size, data, metadata, pool, options, generation, clean, data_target, metadata_target = row
+    uuid, state, block_size, data, metadata, pool, options, generation, clean, size, data_target, metadata_target = row
     return StoreRecord(
         uuid=str(uuid),
         state=StoreState(str(state)),
@@ -372,6 +400,7 @@ def _store_record(row: tuple[object, ...]) -> StoreRecord:
         options=tuple(json.loads(str(options))),
         generation=_int(generation),
         clean=bool(clean),
+        data_size=_int(size),
         data_target=None if data_target is None else _int(data_target),
         metadata_target=None if metadata_target is None else _int(metadata_target),
     )

@@ -10,7 +10,7 @@ import fcntl
 import os
 import struct
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from dmthin.errors import NotFound
@@ -36,6 +36,9 @@ class Lock:
     def release(self) -> None:
         """Give the lock back."""
         if self.fd >= 0:
+            # A child that was forked meanwhile has the same open file description, and closing ours would not do.
+            with suppress(OSError):
+                fcntl.fcntl(self.fd, _F_OFD_SETLK, _FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, 0, 0, 0))
             os.close(self.fd)
             self.fd = -1
 

@@ -76,8 +76,9 @@ class StoreRecord:
     """The store itself. `data` and `metadata` are paths, relative to the store's folder for files of its own.
 
     `pool` is the name of a pool that was there before the store, else empty. `generation` is the transaction id that
-    the pool must carry, moved at each activation. `data_target` and `metadata_target` (bytes) are set while
-    the pool is being extended to them. `clean` is false while the pool is active.
+    the pool must carry, moved at each activation. `data_size` is the bytes of the pool's data, of which its device
+    may have more (0 for a foreign pool). `data_target` and `metadata_target` (bytes) are set while the pool is being
+    extended to them. `clean` is false while the pool is active.
     """
 
     uuid: str
@@ -89,6 +90,7 @@ class StoreRecord:
     options: tuple[str, ...]
     generation: int
     clean: bool
+    data_size: int = 0
     data_target: int | None = None
     metadata_target: int | None = None
 

@@ -9,21 +9,24 @@ from dataclasses import replace
 from pathlib import Path
 
 from dmthin.errors import AlreadyExists, DmthinError, InUse, InvalidValue, NeedsRepair, NotFound, Unavailable
-from dmthin.kernel import block, mount
+from dmthin.kernel import block, holders, mount
 from dmthin.kernel.devicemapper import DeviceInfo, DeviceMapper
 from dmthin.kernel.thin import MAX_METADATA_SIZE, PoolMode, PoolStatus, PoolTable
-from dmthin.pool import metadata
+from dmthin.pool import metadata, spacemap
 from dmthin.pool.backing import Backing
 from dmthin.pool.thinpool import ThinPool
 from dmthin.store.layout import Layout
 from dmthin.store.ledger import Ledger
 from dmthin.store.model import StoreRecord, StoreState
-from dmthin.units import METADATA_BLOCK, format_exact
+from dmthin.units import METADATA_BLOCK, MIB, format_exact, round_up
 
 logger = logging.getLogger(__name__)
 
 _LOW_WATER_BLOCKS = 32768
 """Free data blocks at which the kernel raises an event, at most a tenth of the pool: Docker's figure, 2G of 64K."""
+
+_SPARE_METADATA_BLOCKS = 64
+"""Metadata blocks that stay free after a growth, for the tree above the bitmaps and the commit itself."""
 
 
 class PoolKeeper:
@@ -37,15 +40,7 @@ class PoolKeeper:
 
     def pool(self, record: StoreRecord) -> ThinPool:
         """The pool that the record names, active or not."""
-        return ThinPool(record.pool_name, self._uuid(record), self._dm, self._builder)
-
-    def _uuid(self, record: StoreRecord) -> str:
-        """The pool's device-mapper uuid. It names the store's folder too: a copied store has all names but that."""
-        try:
-            folder = self._layout.root.stat()
-        except FileNotFoundError:
-            return f"{record.uuid_prefix}-pool"
-        return f"{record.uuid_prefix}-pool-{folder.st_dev:x}-{folder.st_ino:x}"
+        return ThinPool(record.pool_name, f"{record.uuid_prefix}-pool-{self._layout.identity}", self._dm, self._builder)
 
     def is_in_order(self, record: StoreRecord, info: DeviceInfo | None) -> bool:
         """Whether there is nothing to finish, undo or activate. One comparison of what is known: no more."""
@@ -96,7 +91,8 @@ class PoolKeeper:
                     backing.make(length)
                 elif not backing.is_file and backing is meta:
                     block.wipe_first_block(backing.path)
-        record = replace(record, data_target=None, metadata_target=None)
+        size = 0 if record.pool else data.size() // record.block_size * record.block_size
+        record = replace(record, data_size=size, data_target=None, metadata_target=None)
         return self._activate(record)
 
     def demolish(self, record: StoreRecord) -> None:
@@ -105,7 +101,9 @@ class PoolKeeper:
         A block device stays, with its first metadata block zeroed; a pool that was there before stays, emptied.
         """
         pool = self.pool(record)
+        self.require_own_devices(record)
         self.deactivate_volumes(record)
+        self._unmount_all()
         if record.pool:
             self._empty_foreign_pool(pool)
         else:
@@ -113,35 +111,38 @@ class PoolKeeper:
             data, meta = self._layout.data(record), self._layout.metadata(record)
             for backing in (data, meta):
                 backing.detach()
-            if not meta.is_file:
+            if not meta.is_file and spacemap.is_metadata(meta.path):
                 block.wipe_first_block(meta.path)
             for backing in (data, meta):
                 if backing.is_file:
                     block.remove_file(backing.path)
-        self._unmount_all()
-        for folder in (self._layout.mounts, self._layout.work_point(0).parent):
+        for folder in (self._layout.mounts, self._layout.work):
             block.remove_folders(folder)
         self._ledger.remove()
 
     def destroy(self, record: StoreRecord) -> None:
         """End a store for good. Raises InUse while a volume is in use; nothing has gone then."""
+        if record.pool:
+            self._foreign(self.pool(record))
         self.require_own_devices(record)
         self.deactivate_volumes(record)
         self.demolish(self._save(replace(record, state=StoreState.DESTROYING), "destroy"))
 
     def deactivate(self, record: StoreRecord) -> StoreRecord:
-        """Take the pool down cleanly. Raises InUse, which names them, while volumes are in use."""
+        """Take the pool down, whatever state it is in, and release its loops. Raises InUse while a volume is in use.
+
+        Safe to repeat. A pool that was down already, and not cleanly, is still to be checked when it comes up.
+        """
         pool = self.pool(record)
+        was_up = pool.is_active()
+        self.require_own_devices(record)
         self.deactivate_volumes(record)
         self._unmount_all()
-        if not record.pool:
-            pool.deactivate()
-            self._layout.data(record).detach()
-            self._layout.metadata(record).detach()
-        return self._save(replace(record, clean=True), "pool down")
+        self._bring_down(pool, record)
+        return self._save(replace(record, clean=True), "pool down") if was_up else record
 
     def deactivate_volumes(self, record: StoreRecord) -> None:
-        """Remove the devices of all volumes. Raises InUse, which names the first that is open, before removing any."""
+        """Remove the devices of all volumes; none while one is open: InUse then names that and its users."""
         active = [
             device.name
             for device in self._dm.devices()
@@ -149,8 +150,9 @@ class PoolKeeper:
         ]
         for name in active:
             with suppress(NotFound):
-                if self._dm.info(name).open_count:
-                    raise self._busy(record, name)
+                info = self._dm.info(name)
+                if info.open_count:
+                    raise self._busy(record, info)
         for name in active:
             with suppress(NotFound):
                 self._dm.remove(name)
@@ -173,11 +175,11 @@ class PoolKeeper:
         data, meta = self._layout.data(record), self._layout.metadata(record)
         data_now = status.data_total_blocks * record.block_size
         metadata_now = status.metadata_total_blocks * METADATA_BLOCK
-        return replace(
-            record,
-            data_target=_target("data", data, data_now, data_size, record.block_size),
-            metadata_target=_target("metadata", meta, metadata_now, metadata_size, METADATA_BLOCK),
-        )
+        data_target = _target("data", data, data_now, data_size, record.block_size)
+        metadata_target = _target("metadata", meta, metadata_now, metadata_size, METADATA_BLOCK)
+        if data_target is not None:
+            _require_room_for_bitmaps(status, data_target // record.block_size, metadata_target)
+        return replace(record, data_target=data_target, metadata_target=metadata_target)
 
     def grow(self, record: StoreRecord) -> StoreRecord:
         """Extend the pool to the targets of its record, which are durable first."""
@@ -193,10 +195,16 @@ class PoolKeeper:
 
     def _activate(self, record: StoreRecord) -> StoreRecord:
         pool = self.pool(record)
+        was_up = pool.is_active()
         info = self._foreign(pool) if record.pool else self._bring_up(pool, record)
         if info.suspended:
             self._dm.resume(pool.name)
-        record = self._move_generation(pool, record)
+        try:
+            record = self._move_generation(pool, record)
+        except BaseException:
+            if not was_up:
+                self._bring_down(pool, record)
+            raise
         self._layout.mounts.mkdir(mode=0o700, exist_ok=True)
         mount.ensure_shared(self._layout.mounts)
         return record
@@ -213,6 +221,10 @@ class PoolKeeper:
             data, meta = (backing.attach() for backing in backings)
             if not record.clean and record.state is StoreState.READY:
                 logger.info("the pool was not shut down cleanly: checking its metadata")
+            if record.state is StoreState.READY and not spacemap.is_metadata(backings[1].node()):
+                # The kernel would take it for new and format it.
+                raise NeedsRepair(f"{backings[1].path} holds no thin-pool metadata", hint="is it the right device?")
+            if record.state is StoreState.READY and not record.clean:
                 metadata.check(backings[1].node())  # not the file, which need not take direct I/O
             return pool.activate(self._table(record, data, meta))
         except BaseException:
@@ -221,8 +233,15 @@ class PoolKeeper:
                     backing.detach()
             raise
 
+    def _bring_down(self, pool: ThinPool, record: StoreRecord) -> None:
+        if record.pool:
+            return
+        pool.deactivate()
+        self._layout.data(record).detach()
+        self._layout.metadata(record).detach()
+
     def _table(self, record: StoreRecord, data: str, meta: str) -> PoolTable:
-        return pool_table(self._layout.data(record).size(), data, meta, record.block_size)
+        return pool_table(record.data_size, data, meta, record.block_size)
 
     def _foreign(self, pool: ThinPool) -> DeviceInfo:
         info = pool.info()
@@ -265,9 +284,14 @@ class PoolKeeper:
             # Nothing has reached the pool yet. Left in the record, the targets would stop every later change here.
             self._save(replace(record, data_target=None, metadata_target=None), "pool not grown")
             raise
-        table = self._table(record, pool.table().data_device, pool.table().metadata_device)
-        pool.reload(table)
-        return self._save(replace(record, data_target=None, metadata_target=None), "pool grown")
+        devices = pool.table().data_device, pool.table().metadata_device
+        if record.metadata_target is not None:
+            # Metadata first, and by itself: the kernel would resize the data before it has the room to map it.
+            pool.reload(self._table(record, *devices))
+        grown = replace(record, data_size=record.data_target or record.data_size)
+        if record.data_target is not None:
+            pool.reload(self._table(grown, *devices))
+        return self._save(replace(grown, data_target=None, metadata_target=None), "pool grown")
 
     def _empty_foreign_pool(self, pool: ThinPool) -> None:
         if not pool.is_active():
@@ -279,16 +303,17 @@ class PoolKeeper:
             pool.set_transaction_id(transaction_id, 0)
 
     def _unmount_all(self) -> None:
-        """Unmount what is mounted below the store, the shared folder of mounts last. Raises InUse."""
-        for entry in mount.under(self._layout.root):
-            if entry.target != str(self._layout.root):
+        """Unmount what dmthin has mounted below the store, the shared folder of mounts last. Raises InUse."""
+        for folder in (self._layout.work, self._layout.mounts):
+            for entry in mount.under(folder):
                 mount.unmount(Path(entry.target))
 
-    def _busy(self, record: StoreRecord, device: str) -> InUse:
-        number = device.removeprefix(f"{record.prefix}-")
+    def _busy(self, record: StoreRecord, info: DeviceInfo) -> InUse:
+        number = info.name.removeprefix(f"{record.prefix}-")
         volume = self._ledger.by_id(int(number)) if number.isdigit() else None
-        title = volume.title if volume else f"device {device}"
-        return InUse(f"the {title} is in use", hint="unmount it first: dmthin container unmount")
+        title = volume.title if volume else f"device {info.name}"
+        who = holders.describe(info.dev) or "something in the kernel"
+        return InUse(f"the {title} is in use by {who}", hint="unmount it, or stop that, first")
 
     def _save(self, record: StoreRecord, name: str) -> StoreRecord:
         with self._ledger.transaction(name):
@@ -300,6 +325,24 @@ def pool_table(data_size: int, data: str, meta: str, block_size: int) -> PoolTab
     """The table of a pool on two devices: as many whole blocks as there are in `data_size` bytes."""
     blocks = data_size // block_size
     return PoolTable(blocks * block_size, meta, data, block_size, min(_LOW_WATER_BLOCKS, blocks // 10))
+
+
+def _require_room_for_bitmaps(status: PoolStatus, blocks: int, metadata_target: int | None) -> None:
+    """Raise InvalidValue if the metadata has no room to say which of so many data blocks are free.
+
+    A block of metadata tells of 16320; without them the kernel fails the growth half-way and the pool needs repair.
+    """
+    per_bitmap = spacemap.ENTRIES_PER_BITMAP
+    bitmaps = -(-blocks // per_bitmap) - -(-status.data_total_blocks // per_bitmap)
+    needed = bitmaps + bitmaps // 64 + _SPARE_METADATA_BLOCKS
+    free = status.metadata_total_blocks - status.metadata_used_blocks
+    if metadata_target is not None:
+        free += metadata_target // METADATA_BLOCK - status.metadata_total_blocks
+    if needed > free:
+        raise InvalidValue(
+            f"the pool's metadata has no room for that much data: {needed} blocks needed, {free} free",
+            hint=f"extend it too: --metadata-size +{format_exact(round_up((needed - free) * METADATA_BLOCK, MIB))}",
+        )
 
 
 def _target(what: str, backing: Backing, now: int, wanted: int | None, step: int) -> int | None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 
-from dmthin.errors import KernelError, NoMetadataSpace, NotFound
+from dmthin.errors import DmthinError, KernelError, NoMetadataSpace, NotFound
 from dmthin.failpoint import step
 from dmthin.kernel import block
 from dmthin.kernel.thin import PoolMode, PoolStatus
@@ -98,10 +98,10 @@ class Pools:
             pass
 
     def deactivate(self) -> None:
-        """Take the pool and all its devices down cleanly. Raises InUse while a volume is mounted or open."""
-        if not self.status().active:
-            return
-        self.activate()
+        """Take the pool and all its devices down, whatever state it is in. Raises InUse while a volume is in use."""
+        if self.status().active:
+            with suppress(DmthinError):  # a pool that cannot be used can still be taken down
+                self.activate()
         with self._locks.own_pool():
             self._keeper.deactivate(self._ledger.store())
 
@@ -141,10 +141,16 @@ class Pools:
 
     def usage(self) -> dict[int, Usage]:
         """Exclusive and shared blocks of every volume by device id, from the pool's metadata."""
-        with self._locks.metadata_snapshot(), self._change() as pool:
-            node = self._keeper.metadata_node(pool.record)
-            with pool.thin.metadata_snapshot():
+        with self._locks.metadata_snapshot():
+            with self._change() as pool:
+                node = self._keeper.metadata_node(pool.record)
+                pool.thin.hold_metadata()
+            try:  # without the pool's lock: this reads all mappings, and nobody should have to wait for that
                 return metadata.usage(node)
+            finally:
+                with self._locks.share_pool():
+                    if pool.thin.is_active():
+                        pool.thin.release_metadata()
 
     def destroy(self) -> None:
         """Remove the pool, every volume and the store's files. Raises InUse while a volume is mounted or open."""

@@ -10,13 +10,23 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from dmthin.errors import DmthinError, InUse, InvalidValue, NoDataSpace, NotFound, PartlyDone
+from dmthin.errors import (
+    AlreadyExists,
+    DmthinError,
+    InUse,
+    InvalidValue,
+    NeedsRepair,
+    NoDataSpace,
+    NotFound,
+    PartlyDone,
+)
 from dmthin.failpoint import step
-from dmthin.kernel import block, holders, mount
+from dmthin.kernel import block, mount
 from dmthin.kernel.devicemapper import DeviceInfo, DeviceMapper
 from dmthin.pool import filesystem
 from dmthin.pool.thinpool import ThinPool
 from dmthin.pool.volume import ThinVolume
+from dmthin.store import busy
 from dmthin.store.layout import Layout
 from dmthin.store.ledger import Ledger
 from dmthin.store.locks import Locks
@@ -100,7 +110,10 @@ class Volumes:
         with self.locked(volume) as volume, self._change() as pool:
             thin = self.thin(pool, volume)
             self._ledger.require_childless(volume)
-            self._require_unused(volume, thin, force=force)
+            if force and self._options.deferred_deletion:
+                busy.detach(thin.info())
+            else:
+                busy.require_unused(volume, thin.info())
             with self._ledger.transaction(f"remove {volume.name}"):
                 self._ledger.require_childless(volume)
                 doomed = replace(volume, name=f"@removing/{volume.device_id}", state=State.REMOVING)
@@ -134,7 +147,7 @@ class Volumes:
                 return False
             mounts = mount.of_device(info.dev)
             for entry in reversed(mounts):
-                self._unmount_one(volume, info, Path(entry.target), force=force)
+                busy.unmount(volume, info, Path(entry.target), lazy=force)
             self._drop_mount_point(volume)
             self.deactivate(volume)
             return bool(mounts)
@@ -162,6 +175,7 @@ class Volumes:
             filesystem.by_name(volume.file_system).require_size(size)
             with self._change() as pool:
                 pool.thin.require_data_space(0)
+            busy.require_not_open_elsewhere(volume, lambda: self.info(volume))
             larger = replace(volume, size=size, state=State.GROWING)
             with self._ledger.transaction(f"grow {volume.name}"):
                 self._ledger.save(larger)
@@ -180,15 +194,20 @@ class Volumes:
 
     def info(self, volume: Volume) -> DeviceInfo | None:
         """The kernel's view of a volume, None while it is not active."""
+        record = self._ledger.store()
+        name, uuid = record.device_name(volume.device_id), record.device_uuid(volume.device_id)
         try:
-            return self._dm.info(self._ledger.store().device_name(volume.device_id))
+            info = self._dm.info(name)
         except NotFound:
             return None
+        if info.uuid != f"{uuid}-{self._layout.identity}":
+            raise AlreadyExists(f"the device {name} is held by another store", hint="use that store")
+        return info
 
     def thin(self, pool: ActivePool, volume: Volume) -> ThinVolume:
         """The volume as a device of the pool."""
         record, number = pool.record, volume.device_id
-        names = (record.device_name(number), record.device_uuid(number))
+        names = (record.device_name(number), f"{record.device_uuid(number)}-{self._layout.identity}")
         return ThinVolume(pool.thin, number, volume.size, *names, self._dm)
 
     def sweep(self, pool: ActivePool) -> list[Volume]:
@@ -232,30 +251,42 @@ class Volumes:
                 logger.warning("the %s is not grown yet: %s", now.title, error)
 
     def _mount(self, volume: Volume, target: Path) -> Path:
-        info = self.activate(volume)
-        if any(entry.target == str(target) for entry in mount.of_device(info.dev)):
-            return target
-        if mount.is_mounted(target):
-            raise InUse(f"something else is mounted at {target}", hint="choose another folder")
-        kind = filesystem.by_name(volume.file_system)
-        options = filesystem.join_options(kind.mount_options, self._options.mount_options)
+        busy.require_not_open_elsewhere(volume, lambda: self.info(volume))
+        with self.held_open(volume) as info:
+            if any(entry.target == str(target) for entry in mount.of_device(info.dev)):
+                return target
+            if mount.is_mounted(target):
+                raise InUse(f"something else is mounted at {target}", hint="choose another folder")
+            made = self._make_mount_point(target)
+            try:
+                self._mount_device(volume, info, target)
+            except DmthinError:
+                if made:
+                    with suppress(OSError):
+                        target.rmdir()
+                raise
+        return target
+
+    def _make_mount_point(self, target: Path) -> bool:
+        """Make the folder if it is not there; whether this has made it."""
         made = not target.exists()
         try:
+            if target.parent == self._layout.work:
+                self._layout.work.mkdir(mode=0o700, exist_ok=True)  # nobody looks into a volume while it is filled
             target.mkdir(mode=0o700, parents=True, exist_ok=True)
         except FileExistsError:
             raise InvalidValue(f"{target} is not a folder", hint="choose another one") from None
         except OSError as error:
             raise block.os_failure(error, f"make {target}") from None
-        try:
-            mount.mount(info.node, target, kind.name, options)
-        except DmthinError:
-            if made:
-                with suppress(OSError):
-                    target.rmdir()
-            raise
+        return made
+
+    def _mount_device(self, volume: Volume, info: DeviceInfo, target: Path) -> None:
+        kind = filesystem.by_name(volume.file_system)
+        work = "nosuid,nodev" if target.parent == self._layout.work else ""
+        options = filesystem.join_options(kind.mount_options, self._options.mount_options, work)
+        mount.mount(info.node, target, kind.name, options)
         if kind is filesystem.XFS and self._options.xfs_retries is not None:
             filesystem.set_xfs_retries(info.node, self._options.xfs_retries)
-        return target
 
     def _finish_growth(self, volume: Volume) -> Volume:
         """Make the device and the file system as large as the record says; the record is READY whatever comes of it.
@@ -275,12 +306,35 @@ class Volumes:
                 self._ledger.save(ready)
         return ready
 
+    @contextmanager
+    def held_open(self, volume: Volume) -> Iterator[DeviceInfo]:
+        """A volume's device, active and open meanwhile: the number N of /dev/dm-N cannot become another's."""
+        with ExitStack() as held:
+            with self._change() as pool:
+                info = self.thin(pool, volume).activate(pool.number)
+                held.enter_context(block.opened(Path(info.node)))
+            yield info
+
+    def write_out(self, volume: Volume) -> None:
+        """Write what a mounted volume has in memory to the pool; may wait for that, so no lock but the volume's."""
+        if (info := self.info(volume)) and (mounts := mount.of_device(info.dev)):
+            block.sync_file_system(Path(mounts[0].target))
+
     def _create(self, pool: ActivePool, volume: Volume, origin: Volume | None) -> None:
-        if origin is None:
-            pool.thin.create_thin(volume.device_id)
-            return
-        with self.thin(pool, origin).quiesced():
-            pool.thin.create_snap(volume.device_id, origin.device_id)
+        """Send the pool's message. A device id that is there already is not ours, so only its record goes again."""
+        with self.thin(pool, origin).quiesced() if origin else nullcontext():
+            try:
+                if origin is None:
+                    pool.thin.create_thin(volume.device_id)
+                else:
+                    pool.thin.create_snap(volume.device_id, origin.device_id)
+            except AlreadyExists:
+                with self._ledger.transaction(f"forget {volume.name}"):
+                    self._ledger.forget(volume)
+                raise NeedsRepair(
+                    f"the pool has a volume {volume.device_id} that the ledger does not know",
+                    hint="the ledger was restored from an old copy, or another program has changed the pool",
+                ) from None
 
     @contextmanager
     def _ending_on_failure(self, volume: Volume, pool: ActivePool | None = None) -> Iterator[None]:
@@ -301,11 +355,12 @@ class Volumes:
         A device that somebody still has open is left with its record, for the next sweep; `patient` waits a little
         for it first.
         """
+        if self._ledger.by_id(volume.device_id) is None:
+            return
         thin = self.thin(pool, volume)
         work = self._layout.work_point(volume.device_id)
         if info := thin.info():
-            for entry in reversed(mount.of_device(info.dev)):
-                mount.unmount(Path(entry.target), lazy=True)
+            busy.detach(info)
         with suppress(OSError):
             work.rmdir()
         if volume.state is State.REMOVING and self._options.discard and not (info and info.open_count):
@@ -329,36 +384,6 @@ class Volumes:
                 f"the file system below {self._layout.root} has only {format_size(free)} free",
                 hint="free some space there, or run: dmthin pool trim",
             )
-
-    def _require_unused(self, volume: Volume, thin: ThinVolume, *, force: bool) -> None:
-        """Raise InUse for a volume that is mounted or open; with `force` detach it instead."""
-        info = thin.info()
-        if info is None or not info.open_count:
-            return
-        places = [entry.target for entry in mount.of_device(info.dev)]
-        if not force:
-            if places:
-                who = _others(info)
-                used = f", in use by {who}" if who else ""
-                raise InUse(
-                    f"the {volume.title} is mounted at {places[0]}{used}",
-                    hint=f"run: dmthin container unmount {volume.name}, or give --force",
-                )
-            who = holders.describe(info.dev) or "something in the kernel"
-            raise InUse(f"the {volume.title} is in use by {who}", hint="stop that first")
-        if not self._options.deferred_deletion:
-            raise InUse(f"the {volume.title} is in use, and dm.use_deferred_deletion is false", hint="unmount it first")
-        for place in reversed(places):
-            mount.unmount(Path(place), lazy=True)
-
-    def _unmount_one(self, volume: Volume, info: DeviceInfo, target: Path, *, force: bool) -> None:
-        try:
-            mount.unmount(target, lazy=force)
-        except InUse:
-            who = _others(info) or "something in the kernel"
-            raise InUse(
-                f"the {volume.title} is in use by {who}", hint="stop that first, or give --force to detach it lazily"
-            ) from None
 
     def _drop_mount_point(self, volume: Volume) -> None:
         if volume.kind is Kind.CONTAINER:
@@ -385,8 +410,3 @@ class Volumes:
             if lock := self._locks.try_volume(volume.device_id):
                 with lock, suppress(NotFound):
                     self._dm.resume(info.name)
-
-
-def _others(info: DeviceInfo) -> str:
-    """The holders of a volume besides our own mounts of it, in words."""
-    return ", ".join(str(holder) for holder in holders.of_device(info.dev)[:5] if holder.pid)

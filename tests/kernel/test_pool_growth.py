@@ -107,7 +107,8 @@ REFUSED: tuple[tuple[dict[str, int], type[DmthinError], str], ...] = (
     ({"metadata_size": 32 * MIB}, InvalidValue, "metadata has 64M and cannot shrink"),
     ({"data_size": 5 * GIB, "metadata_size": MIB}, InvalidValue, "cannot shrink"),
     ({"metadata_size": 32 * GIB}, InvalidValue, r"15\.9G"),
-    ({"data_size": 1024 * TIB}, NoDataSpace, "File too large"),
+    ({"data_size": 1024 * TIB}, InvalidValue, "metadata has no room for that much data: .* --metadata-size"),
+    ({"data_size": 17 * TIB, "metadata_size": GIB}, NoDataSpace, "no files that large"),
 )
 
 

@@ -11,6 +11,7 @@ from dmthin import failpoint
 from dmthin.errors import NeedsRepair, NotFound
 from dmthin.kernel import block, process
 from dmthin.kernel.dmioctl import IoctlDeviceMapper
+from dmthin.pool.guard import Guard
 from dmthin.pool.spacemap import ENTRIES_PER_BITMAP, SpaceMap
 from dmthin.store.model import Kind, Volume
 from dmthin.store.store import Store
@@ -68,7 +69,7 @@ def test_free_is_what_nobody_maps_on_a_live_pool(dm: IoctlDeviceMapper, scratch:
         volumes = {0: Oracle(rig.thin(0), 256, random.Random(seed))}
         for step in range(1, 100):
             _do_something(rig, volumes, chance, step)
-        with rig.pool.suspended():
+        with Guard(rig.pool.name):
             free = free_blocks(rig.metadata.node)
             copy = copy_of(rig, scratch / "copy")
         total, mapped = dumped(copy)
@@ -152,11 +153,11 @@ def long_runs(numbers: set[int], at_least: int) -> set[int]:
 def test_an_empty_pool_and_a_full_one(dm: IoctlDeviceMapper, scratch: Path) -> None:
     with rigs.pool(dm, scratch, data_size=17 * BLOCK) as rig:
         node = rig.thin(0)
-        with rig.pool.suspended():
+        with Guard(rig.pool.name):
             assert free_blocks(rig.metadata.node) == set(range(17))
         for number in range(17):
             rigs.write_block(node, number, rigs.pattern(1, number))
-        with rig.pool.suspended():
+        with Guard(rig.pool.name):
             assert free_blocks(rig.metadata.node) == set()
 
 

@@ -82,7 +82,7 @@ def test_a_pool_with_an_active_volume_stays(dm: IoctlDeviceMapper, scratch: Path
 def test_a_suspended_pool_has_all_its_metadata_on_the_disk(dm: IoctlDeviceMapper, scratch: Path) -> None:
     with rigs.pool(dm, scratch) as rig:
         rigs.write_block(rig.thin(0), 0, rigs.pattern(1, 0))
-        with rig.pool.suspended():
+        with Guard(rig.pool.name):
             copy = scratch / "copy"
             process.run("dd", f"if={rig.metadata.node}", f"of={copy}", "bs=64k", "iflag=direct")
             metadata.check(copy)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dmthin.errors import AlreadyExists, InUse, NotFound, Unavailable
+from dmthin.errors import AlreadyExists, InUse, NoMetadataSpace, NotFound, Unavailable
 from dmthin.store import ledger as ledgers
 from dmthin.store.ledger import SCHEMA_VERSION, Ledger
 from dmthin.store.locks import Locks, make_lock_file
@@ -63,12 +63,13 @@ def test_device_ids_are_not_used_again_soon_nor_while_locked(ledger: Ledger, loc
         assert add(ledger, locks, "b").device_id == 2
 
 
-def test_device_ids_wrap_around(ledger: Ledger, locks: Locks, tmp_path: Path) -> None:
+def test_device_ids_end_before_the_pools_time_does(ledger: Ledger, locks: Locks, tmp_path: Path) -> None:
     add(ledger, locks, "zero")
     with sqlite3.connect(tmp_path / "ledger.db") as connection:
-        connection.execute("UPDATE store SET next_device_id = 16777215")
-    assert add(ledger, locks, "last").device_id == 16777215
-    assert add(ledger, locks, "one").device_id == 1
+        connection.execute("UPDATE store SET next_device_id = 16776214")
+    assert add(ledger, locks, "last").device_id == 16776214
+    with pytest.raises(NoMetadataSpace, match="make a new store"):
+        add(ledger, locks, "one more")
 
 
 def test_names_children_and_kinds(ledger: Ledger, locks: Locks) -> None:

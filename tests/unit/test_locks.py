@@ -43,6 +43,23 @@ def test_a_lock_dies_with_its_holder(locks: Locks) -> None:
     assert locks.try_volume(1) is not None
 
 
+def test_a_lock_is_given_back_though_a_child_has_its_descriptor(locks: Locks) -> None:
+    lock = locks.volume(1)
+    wait, end = os.pipe()
+    pid = os.fork()
+    if not pid:
+        os.close(end)
+        os.read(wait, 1)
+        os._exit(0)
+    lock.release()
+    again = locks.try_volume(1)
+    os.close(wait)
+    os.close(end)
+    os.waitpid(pid, 0)
+    assert again is not None
+    again.release()
+
+
 def test_the_pool_is_shared_or_owned(locks: Locks) -> None:
     events: list[str] = []
     shared = threading.Event()
