@@ -6,6 +6,7 @@ import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -110,6 +111,33 @@ VERBS = (
 def _import_once(store: Store) -> None:
     if store.ledger.find("other") is None:
         _import_image(store)
+
+
+AGAIN = ("trim", "extend", "activate", "deactivate")
+"""Verbs of the pool that are killed and then asked for once more: they must finish what they began."""
+
+
+@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb.name in AGAIN], ids=lambda verb: verb.name)
+def test_killed_anywhere_the_same_command_puts_all_right(store: Store, image: str, verb: Verb) -> None:
+    root = store.layout.root
+    edges = 0
+    killed = True
+    while killed:
+        edges += 1
+        with Store(root) as now:
+            verb.prepare(now)
+        store.ledger.close()
+        killed = _run_until_killed(edges, partial(_with_store, root, verb.run))
+        with Store(root) as now:
+            verb.run(now)
+            if verb.name == "deactivate":
+                _nothing_is_up(now)
+            else:
+                _kernel_holds_what_the_ledger_says(now)
+        assert edges < _MANY
+    assert edges > 1, "the verb has no durable step"
+    with Store(root) as now:
+        check_store(now)
 
 
 @pytest.mark.parametrize("verb", VERBS, ids=lambda verb: verb.name)
@@ -223,6 +251,14 @@ def _kernel_holds_what_the_ledger_says(store: Store) -> None:
     places = {entry.target for entry in mount.under(store.layout.root)}
     allowed = {str(store.layout.mount_point(volume.name)) for volume in volumes.values()}
     assert places <= allowed | {str(store.layout.mounts)}
+
+
+def _nothing_is_up(store: Store) -> None:
+    """The kernel has nothing of the store, which knows that it went down cleanly."""
+    state = kernel_state()
+    assert (state["devices"], state["loops"]) == ([], [])
+    assert mount.under(store.layout.root) == []
+    assert store.ledger.store().clean
 
 
 def _exists(root: Path) -> bool:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from dmthin import failpoint
-from dmthin.errors import AlreadyExists, DmthinError, InvalidValue, NeedsRepair
+from dmthin.errors import AlreadyExists, DmthinError, InvalidValue, NeedsRepair, NotFound
 from dmthin.kernel import mount
 from dmthin.kernel.dmioctl import IoctlDeviceMapper
 from dmthin.kernel.thin import PoolMode
@@ -68,8 +68,11 @@ def test_a_ledger_from_an_old_copy_costs_no_volume(store: Store, image: str, scr
     finally:
         shutil.copy(scratch / "new.db", store.layout.ledger)
     with Store(root) as now:
+        record = now.ledger.store()
         for foreign in ids_in(now) - {volume.device_id for volume in now.ledger.volumes()}:
-            now.keeper.pool(now.ledger.store()).delete(foreign)
+            with suppress(NotFound):
+                now.dm.remove(record.device_name(foreign))
+            now.keeper.pool(record).delete(foreign)
         assert (now.containers.mount("precious") / "data").read_text() == "precious\n"
 
 
@@ -266,10 +269,11 @@ def ids_in(store: Store) -> set[int]:
 
 def traces(store: Store) -> list[str]:
     """What the kernel still has of a store: devices, loops, mounts."""
-    state = kernel_state()
-    prefix = store.ledger.store().prefix
-    devices = [name for name in state["devices"] if name.startswith(prefix)]
-    return devices + state["loops"] + [entry.target for entry in mount.under(store.layout.root)]
+    record = store.ledger.store()
+    devices = [name for name in kernel_state()["devices"] if name.startswith(record.prefix)]
+    backings = (store.layout.data(record), store.layout.metadata(record))
+    loops = [f"loop of {backing.path}" for backing in backings if backing.attached_number()]
+    return devices + loops + [entry.target for entry in mount.under(store.layout.root)]
 
 
 def killed_at(edge: str, root: Path, action: Callable[[Store], object]) -> bool:
