@@ -173,6 +173,9 @@ def _clear_unfinished(layout: Layout) -> None:
         return
     make_lock_file(layout.lock)
     with Locks(layout.lock).own_pool():
+        ledgers.clear_blank(layout.ledger)
+        if not block.exists(layout.ledger):
+            return
         ledger = Ledger(layout.ledger)
         try:
             record = ledger.store()

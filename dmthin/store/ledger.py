@@ -323,6 +323,19 @@ def make(path: Path) -> None:
         raise _failure(error, path) from None
 
 
+def clear_blank(path: Path) -> None:
+    """Remove a database that holds nothing at all; any other is left as it is."""
+    try:
+        with closing(_connect(path)) as connection:
+            (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+            (application,) = connection.execute("PRAGMA application_id").fetchone()
+    except (sqlite3.Error, DmthinError):
+        return
+    if not tables and not application:
+        for file in _files(path):
+            block.remove_file(file)
+
+
 def _files(path: Path) -> tuple[Path, ...]:
     return path, path.with_name(f"{path.name}-wal"), path.with_name(f"{path.name}-shm")
 

@@ -284,14 +284,15 @@ class PoolKeeper:
             # Nothing has reached the pool yet. Left in the record, the targets would stop every later change here.
             self._save(replace(record, data_target=None, metadata_target=None), "pool not grown")
             raise
-        devices = pool.table().data_device, pool.table().metadata_device
+        live = pool.table()
         if record.metadata_target is not None:
             # Metadata first, and by itself: the kernel would resize the data before it has the room to map it.
-            pool.reload(self._table(record, *devices))
-        grown = replace(record, data_size=record.data_target or record.data_size)
+            pool.reload(live)
         if record.data_target is not None:
-            pool.reload(self._table(grown, *devices))
-        return self._save(replace(grown, data_target=None, metadata_target=None), "pool grown")
+            # In the ledger before it is in the pool, which never comes up again with less than it has had.
+            record = self._save(replace(record, data_size=record.data_target), "pool size")
+            pool.reload(self._table(record, live.data_device, live.metadata_device))
+        return self._save(replace(record, data_target=None, metadata_target=None), "pool grown")
 
     def _empty_foreign_pool(self, pool: ThinPool) -> None:
         if not pool.is_active():

@@ -62,13 +62,13 @@ def test_a_pool_that_fills_up_under_a_commit_can_be_extended(
     words = extend.communicate(timeout=150)[0]
     took = time.monotonic() - begun
     ended = commit.communicate(timeout=150)[0]
-    assert (extend.returncode, words.count("error")) == (0, 0), words
+    assert extend.returncode == 0, words
     assert took < 20, f"the extension took {took:.0f} s"
     with Store(store.layout.root) as now:
         if commit.returncode == 0:
             assert now.ledger.ready("snap").size == 600 * MIB
         else:
-            assert "dmthin: error:" in ended, ended
+            assert re.fullmatch(r"dmthin: .+\n", ended), ended
             assert now.ledger.find("snap") is None
         assert seconds == 1 or commit.returncode == 0, ended
         now.containers.create("image", "after")
