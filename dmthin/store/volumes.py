@@ -231,7 +231,9 @@ class Volumes:
                 try:
                     if now.state is State.MAKING:
                         self._resume_abandoned(pool)
-                    self._end(pool, now, patient=False)
+                    # What was being made is free in a moment, when its maker's programs have died too; what is being
+                    # removed may be in use for days.
+                    self._end(pool, now, patient=now.state is State.MAKING)
                 except DmthinError as error:
                     logger.warning("the unfinished %s stays for now: %s", now.title, error)
         return growing

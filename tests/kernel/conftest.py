@@ -3,6 +3,7 @@
 import itertools
 import os
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -130,9 +131,18 @@ def take_down(store: Store) -> None:
     store.close()
 
 
+def settle(store: Store) -> None:
+    """Let changes end what was left; a program of a process that was killed may hold a device a moment longer."""
+    for _ in range(100):
+        store.pool.activate()
+        if not store.ledger.unfinished():
+            return
+        time.sleep(0.1)
+
+
 def check_store(store: Store) -> None:
     """Take the pool down; its metadata passes thin_check and holds exactly the ledger's volumes."""
-    store.pool.activate()
+    settle(store)
     assert store.ledger.unfinished() == [], "something under way was not ended"
     store.pool.deactivate()
     record = store.ledger.store()

@@ -19,7 +19,7 @@ from dmthin.store.create import create_store
 from dmthin.store.model import Kind
 from dmthin.store.store import Store
 from dmthin.units import GIB, MIB
-from tests.kernel.conftest import SMALL, check_store, kernel_state
+from tests.kernel.conftest import SMALL, check_store, kernel_state, settle
 
 _MANY = 500
 """More edges than any verb has: reaching it means that the verb never ends."""
@@ -238,6 +238,7 @@ def _next_command_works(store: Store) -> None:
 
 def _kernel_holds_what_the_ledger_says(store: Store) -> None:
     """The pool's volumes are the ledger's, all of them ready; devices, loops and mounts are those of the ready ones."""
+    settle(store)
     record = store.ledger.store()
     volumes = {volume.device_id: volume for volume in store.ledger.volumes()}
     assert store.ledger.unfinished() == []
