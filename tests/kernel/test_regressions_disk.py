@@ -63,7 +63,7 @@ def test_a_pool_that_fills_up_under_a_commit_can_be_extended(
     took = time.monotonic() - begun
     ended = commit.communicate(timeout=150)[0]
     assert extend.returncode == 0, words
-    assert took < 20, f"the extension took {took:.0f} s"
+    assert took < 45, f"the extension took {took:.0f} s"
     with Store(store.layout.root) as now:
         if commit.returncode == 0:
             assert now.ledger.ready("snap").size == 600 * MIB
@@ -92,7 +92,7 @@ def test_a_commit_killed_on_a_full_pool_holds_nobody_up(make_store: Callable[...
     took = time.monotonic() - begun
     commit.communicate(timeout=150)
     assert extend.returncode == 0, words
-    assert took < 20, f"the extension took {took:.0f} s"
+    assert took < 45, f"the extension took {took:.0f} s"
 
 
 def dmthin(store: Store, *arguments: str) -> subprocess.Popen[str]:
