@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from dmthin.errors import InUse, InvalidValue, Unavailable
-from dmthin.kernel import loop, mount
+from dmthin.kernel import holders, loop, mount
 from dmthin.kernel.dmsetup import create_arguments, load_arguments
 from dmthin.kernel.thin import MAX_DEVICE_ID, ThinTable
 from dmthin.pool import filesystem
@@ -73,7 +73,8 @@ def pool_deactivate(store: Store) -> list[str]:
     active = [view for view in views.volumes(store) if view.device]
     for view in active:
         if view.open_count:
-            raise InUse(f"the {view.kind} {view.name} is in use", hint="unmount it first: dmthin container unmount")
+            who = holders.describe(Path(str(view.device)).stat().st_rdev) or "something in the kernel"
+            raise InUse(f"the {view.kind} {view.name} is in use by {who}", hint="unmount it, or stop that, first")
     lines = [_remove(record, view.device_id) for view in active]
     lines += [
         f"umount {shlex.quote(entry.target)}"

@@ -200,7 +200,7 @@ class Volumes:
             info = self._dm.info(name)
         except NotFound:
             return None
-        if info.uuid != f"{uuid}-{self._layout.identity}":
+        if not f"{uuid}-{self._layout.identity}".startswith(info.uuid):
             raise AlreadyExists(f"the device {name} is held by another store", hint="use that store")
         return info
 
