@@ -455,8 +455,8 @@ BAD = [
     (5, "image remove image", r"the image image has children: web: remove those first"),
     (5, "container remove web", r"the container web is mounted at .*/mnt/web: run: dmthin container unmount web, .*"),
     (5, "container mount web /proc", r"something else is mounted at /proc: choose another folder"),
-    (5, "pool deactivate", r"the container web is in use: unmount it first: dmthin container unmount"),
-    (5, "pool destroy --yes", r"the container web is in use: unmount it first: dmthin container unmount"),
+    (5, "pool deactivate", r"the container web is in use by .*: unmount it, or stop that, first"),
+    (5, "pool destroy --yes", r"the container web is in use by .*: unmount it, or stop that, first"),
     (6, "image import new {big}", r".*big\.tar does not fit into an image of 256M: .*: give a larger --storage-opt .*"),
 ]
 
