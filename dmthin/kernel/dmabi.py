@@ -6,7 +6,7 @@ Only packing and unpacking; nothing here talks to the kernel. Sectors and kernel
 import os
 import struct
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import IntEnum
 
 from dmthin.kernel.devicemapper import DeviceInfo, DeviceName, Target, Version
@@ -117,9 +117,6 @@ class Header:
             inactive_table=bool(self.flags & Flag.INACTIVE_PRESENT),
             deferred_remove=bool(self.flags & Flag.DEFERRED_REMOVE),
         )
-
-    def with_size(self, data_size: int) -> "Header":
-        return replace(self, data_size=data_size)
 
 
 def pack_table(table: Sequence[Target]) -> bytes:
