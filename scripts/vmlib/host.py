@@ -156,15 +156,10 @@ def run_here(request: Request, environment: Mapping[str, str]) -> int:
     """Run the command on this machine; its exit status. A signal to us goes to it first: it may clean up."""
     deadline = _deadline(request)
     try:
-        with _process_group(request.command, environment, None) as process:
-            try:
-                while not _ended(process, 1000):
-                    if time.monotonic() > deadline:
-                        raise TimeLimit(request.time_limit)
-            except Interrupted as interrupted:
-                os.killpg(process.pid, interrupted.number)
-                _ended(process, _GOODBYE * 1000)
-                raise
+        with _process_group(request.command, environment, None, goodbye=_GOODBYE) as process:
+            while not _ended(process, 1000):
+                if time.monotonic() > deadline:
+                    raise TimeLimit(request.time_limit)
             status = process.wait()
     except (FileNotFoundError, PermissionError) as failure:
         warn(f"{request.command[0]}: {failure.strerror}")
@@ -178,9 +173,13 @@ def _deadline(request: Request) -> float:
 
 @contextmanager
 def _process_group(
-    argv: Sequence[str], environment: Mapping[str, str], output: IO[bytes] | None
+    argv: Sequence[str], environment: Mapping[str, str], output: IO[bytes] | None, *, goodbye: float = 0
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Start a program in a process group of its own; at the end nothing of that group is left."""
+    """Start a program in a process group of its own; at the end nothing of that group is left.
+
+    A signal that interrupts us is passed on first, if there are seconds for a goodbye: from the moment that the
+    program exists, since it may have been put off until then.
+    """
     ending_signals.hold()
     try:
         process = subprocess.Popen(
@@ -192,6 +191,11 @@ def _process_group(
     try:
         ending_signals.release()
         yield process
+    except Interrupted as interrupted:
+        if goodbye:
+            os.killpg(process.pid, interrupted.number)
+            _ended(process, goodbye * 1000)
+        raise
     finally:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
