@@ -195,9 +195,22 @@ def discard(fd: int, offset: int, length: int) -> None:
 def sync_file_system(path: Path) -> None:
     """Write everything of a mounted file system out (syncfs(2)); since Linux 5.8 it tells of writes that failed."""
     with opened(path, os.O_RDONLY | os.O_DIRECTORY) as fd:
-        if _libc.syncfs(fd):
-            code = ctypes.get_errno()
-            raise os_failure(OSError(code, os.strerror(code)), f"write out the file system at {path}")
+        _sync_file_system(fd, f"write out the file system at {path}")
+
+
+def sync_root(root: int, name: str) -> None:
+    """`sync_file_system` for a descriptor of a root (O_PATH will do), which errors call `name`."""
+    fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=root)
+    try:
+        _sync_file_system(fd, f"write out {name}")
+    finally:
+        os.close(fd)
+
+
+def _sync_file_system(fd: int, doing: str) -> None:
+    if _libc.syncfs(fd):
+        code = ctypes.get_errno()
+        raise os_failure(OSError(code, os.strerror(code)), doing)
 
 
 def free_space(path: Path) -> int:

@@ -18,6 +18,7 @@ _MS_BIND = 0x1000
 _MS_SHARED = 1 << 20
 _MNT_DETACH = 2
 _UMOUNT_NOFOLLOW = 8
+_OPTION = re.compile(r'(?:"[^"]*"|[^,"])+')
 _OCTAL = re.compile(r"\\([0-7]{3})")
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -68,9 +69,9 @@ def mount(source: str, target: Path, fs_type: str, options: str = "") -> None:
 
 
 def split_options(options: str) -> tuple[int, str]:
-    """The flags of mount(2) and the rest, which is the file system's own data string."""
+    """The flags of mount(2) and the rest, which is the file system's own data string. Quotes hide a comma."""
     flags, data = 0, []
-    for option in filter(None, options.split(",")):
+    for option in _OPTION.findall(options):
         if option in _MS:
             flags |= _MS[option]
         elif option in _CLEARED:

@@ -2,22 +2,21 @@
 
 from pathlib import Path
 
-from dmthin.errors import InvalidValue
-from dmthin.pool import filesystem
 from dmthin.store.layout import Layout
 from dmthin.store.ledger import Ledger
-from dmthin.store.model import Kind, State, Volume, check_name
+from dmthin.store.model import Kind, Volume, check_name
+from dmthin.store.snapshots import Snapshots
 from dmthin.store.volumes import Volumes
-from dmthin.units import format_exact
 
 
 class Containers:
     """The containers of one store."""
 
-    def __init__(self, layout: Layout, ledger: Ledger, volumes: Volumes) -> None:
+    def __init__(self, layout: Layout, ledger: Ledger, volumes: Volumes, snapshots: Snapshots) -> None:
         self._layout = layout
         self._ledger = ledger
         self._volumes = volumes
+        self._snapshots = snapshots
 
     def create(self, image: str, name: str, *, size: int | None = None) -> Volume:
         """Make a container of an image, its block device ready. `size` in bytes may be more than the image's.
@@ -26,26 +25,7 @@ class Containers:
         """
         check_name(name, Kind.CONTAINER)
         parent = self._ledger.ready(image, Kind.IMAGE)
-        if size is not None and size < parent.size:
-            raise InvalidValue(
-                f"size {format_exact(size)} is less than the {format_exact(parent.size)} of the {parent.title}",
-                hint="a volume is never smaller than what it was made from",
-            )
-        if size is not None:
-            filesystem.by_name(parent.file_system).require_size(size)
-        making = self._volumes.making(
-            name,
-            Kind.CONTAINER,
-            size=size or parent.size,
-            file_system=parent.file_system,
-            parent=parent,
-            activate=True,
-        )
-        with making as container:
-            if container.size > parent.size:
-                self._volumes.fill_device(container)
-                self._volumes.activate(container)
-        return container.with_state(State.READY)
+        return self._snapshots.create(name, Kind.CONTAINER, parent, size, activate=True)
 
     def mount(self, name: str, target: Path | None = None) -> Path:
         """Mount a container, by default below the store, and return where. Fine if it is mounted there already."""

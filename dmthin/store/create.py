@@ -16,7 +16,7 @@ from dmthin.kernel.thin import PoolStatus, PoolTable
 from dmthin.pool import metadata
 from dmthin.pool.backing import Backing
 from dmthin.pool.thinpool import ThinPool
-from dmthin.store import ledger as ledgers
+from dmthin.store import schema
 from dmthin.store.layout import DATA_FILE, METADATA_FILE, Layout
 from dmthin.store.ledger import Ledger
 from dmthin.store.locks import Locks, make_lock_file
@@ -142,7 +142,7 @@ def _make_under_lock(plan: Plan) -> None:
 def _build(plan: Plan) -> None:
     """Record the intent and carry it out; undo it if that fails. The caller has the pool's lock alone."""
     layout = plan.layout
-    ledgers.make(layout.ledger)
+    schema.make(layout.ledger)
     ledger = Ledger(layout.ledger)
     keeper = _keeper(layout, ledger)
     try:
@@ -173,7 +173,7 @@ def _clear_unfinished(layout: Layout) -> None:
         return
     make_lock_file(layout.lock)
     with Locks(layout.lock).own_pool():
-        ledgers.clear_blank(layout.ledger)
+        schema.clear_blank(layout.ledger)
         if not block.exists(layout.ledger):
             return
         ledger = Ledger(layout.ledger)

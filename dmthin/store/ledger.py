@@ -1,80 +1,30 @@
 """The ledger: which volume is which device id of the pool, and what is under way. SQLite, each commit durable.
 
-Write-ahead log with `synchronous=FULL`: a commit is one fsync, and what was committed is there after a power cut.
 Every process and thread has its own connection; SQLite lets one write at a time.
 """
 
 import json
-import os
 import sqlite3
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
-from dmthin.errors import (
-    AlreadyExists,
-    DmthinError,
-    InUse,
-    KernelError,
-    NoDataSpace,
-    NoMetadataSpace,
-    NotFound,
-    NotPermitted,
-    TimeLimit,
-    Unavailable,
-)
+from dmthin.errors import AlreadyExists, DmthinError, InUse, KernelError, NoMetadataSpace, NotFound
 from dmthin.failpoint import step
 from dmthin.kernel import block
 from dmthin.kernel.thin import MAX_DEVICE_ID
+from dmthin.store import schema
 from dmthin.store.locks import Lock, Locks
 from dmthin.store.model import Kind, State, StoreRecord, StoreState, Volume
 
-_APPLICATION_ID = 0x646D746E  # "dmtn"
-_BUSY_SECONDS = 30.0
 _SPARE_DEVICE_IDS = 1000
-
-_MIGRATIONS = (
-    """
-    CREATE TABLE store (
-        one INTEGER PRIMARY KEY CHECK (one = 1),
-        uuid TEXT NOT NULL,
-        state TEXT NOT NULL CHECK (state IN ('making', 'ready', 'destroying')),
-        block_size INTEGER NOT NULL,
-        data TEXT NOT NULL,
-        metadata TEXT NOT NULL,
-        pool TEXT NOT NULL,
-        options TEXT NOT NULL,
-        generation INTEGER NOT NULL,
-        clean INTEGER NOT NULL,
-        data_size INTEGER NOT NULL,
-        data_target INTEGER,
-        metadata_target INTEGER,
-        next_device_id INTEGER NOT NULL DEFAULT 0
-    ) STRICT;
-    CREATE TABLE volume (
-        device_id INTEGER PRIMARY KEY CHECK (device_id BETWEEN 0 AND 16777215),
-        name TEXT NOT NULL UNIQUE,
-        kind TEXT NOT NULL CHECK (kind IN ('base', 'image', 'container')),
-        state TEXT NOT NULL CHECK (state IN ('making', 'ready', 'growing', 'removing')),
-        size INTEGER NOT NULL CHECK (size > 0),
-        file_system TEXT NOT NULL,
-        parent INTEGER REFERENCES volume (device_id),
-        created INTEGER NOT NULL
-    ) STRICT;
-    CREATE INDEX volume_by_parent ON volume (parent);
-    CREATE INDEX volume_under_way ON volume (device_id) WHERE state <> 'ready';
-    """,
-)
-"""Each script takes the schema one version further; a ledger's `user_version` counts those it has had."""
-
-SCHEMA_VERSION = len(_MIGRATIONS)
 
 _STORE_COLUMNS = (
     "uuid, state, block_size, data, metadata, pool, options, generation, clean, data_size, data_target, metadata_target"
 )
-_VOLUME_COLUMNS = "device_id, name, kind, state, size, file_system, parent, created"
+_VOLUME_COLUMNS = "device_id, name, kind, state, size, file_system, parent, created, uses"
 
 
 class Ledger:
@@ -84,13 +34,14 @@ class Ledger:
         """Open the ledger. Raises NotFound where there is none, Unavailable for a newer schema or another file."""
         self._path = path
         self._local = threading.local()
+        self._writing = threading.Lock()
         if not block.exists(path):
             raise NotFound(f"{path.parent} is not a store", hint="make one with: dmthin pool create")
         try:
-            self._migrate(self._connection)
+            schema.require_current(self._connection, path)
         except sqlite3.Error as error:
             self.close()
-            raise _failure(error, path) from None
+            raise schema.failure(error, path) from None
         except DmthinError:
             self.close()
             raise
@@ -106,27 +57,33 @@ class Ledger:
         try:
             self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         except sqlite3.Error as error:
-            raise _failure(error, self._path) from None
+            raise schema.failure(error, self._path) from None
         self.close()
-        for path in _files(self._path):
+        for path in schema.files(self._path):
             block.remove_file(path)
 
     @contextmanager
-    def transaction(self, name: str) -> Iterator[None]:
-        """Everything inside, durably, or nothing; no other writer meanwhile. `name` says what for."""
+    def transaction(self, name: str, *, durable: bool = True) -> Iterator[None]:
+        """Everything inside, durably, or nothing; no other writer meanwhile. `name` says what for.
+
+        Without `durable` it outlives this process but not a power cut, and costs no fsync: enough for what a power cut
+        ends too, such as mounts.
+        """
         connection = self._connection
         try:
-            connection.execute("BEGIN IMMEDIATE")
-            try:
-                yield
-                with step(f"ledger {name}"):
-                    connection.execute("COMMIT")
-            except BaseException:
-                if connection.in_transaction:
-                    connection.execute("ROLLBACK")
-                raise
+            with self._writing:  # threads queue here: SQLite would let them sleep and look again
+                connection.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
+                connection.execute("BEGIN IMMEDIATE")
+                try:
+                    yield
+                    with step(f"ledger {name}"):
+                        connection.execute("COMMIT")
+                except BaseException:
+                    if connection.in_transaction:
+                        connection.execute("ROLLBACK")
+                    raise
         except sqlite3.Error as error:
-            raise _failure(error, self._path) from None
+            raise schema.failure(error, self._path) from None
 
     def store(self) -> StoreRecord:
         """The store's own record. Raises NotFound while it is being made."""
@@ -215,7 +172,7 @@ class Ledger:
             created=int(time.time()),
         )
         try:
-            places = ", ".join("?" * 8)
+            places = ", ".join("?" * 9)
             self._connection.execute(f"INSERT INTO volume ({_VOLUME_COLUMNS}) VALUES ({places})", _row(volume))
         except BaseException:
             lock.release()
@@ -228,6 +185,10 @@ class Ledger:
         self._connection.execute(
             f"UPDATE volume SET {assignments} WHERE device_id = ?", (*_row(volume), volume.device_id)
         )
+
+    def cap_uses(self, most: int) -> None:
+        """Let no volume count more uses than this."""
+        self._connection.execute("UPDATE volume SET uses = min(uses, ?)", (most,))
 
     def forget(self, volume: Volume) -> None:
         """Delete a volume's record. Records that still name it as parent get the parent's parent."""
@@ -269,22 +230,9 @@ class Ledger:
     def _connection(self) -> sqlite3.Connection:
         connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
         if connection is None:
-            connection = _connect(self._path)
+            connection = schema.connect(self._path)
             self._local.connection = connection
         return connection
-
-    def _migrate(self, connection: sqlite3.Connection) -> None:
-        (application,) = connection.execute("PRAGMA application_id").fetchone()
-        (version,) = connection.execute("PRAGMA user_version").fetchone()
-        if application != _APPLICATION_ID:
-            raise NotFound(f"{self._path} is not a ledger of dmthin", hint="choose another --root")
-        if version > SCHEMA_VERSION:
-            raise Unavailable(
-                f"{self._path.parent} was made by a newer dmthin (schema {version}, this one knows {SCHEMA_VERSION})",
-                hint="upgrade dmthin",
-            )
-        if version < SCHEMA_VERSION:
-            _upgrade(connection)
 
     def _one(self, query: str, *values: object) -> tuple[object, ...] | None:
         rows = self._all(query, *values)
@@ -294,7 +242,7 @@ class Ledger:
         try:
             return self._connection.execute(query, values).fetchall()
         except sqlite3.Error as error:
-            raise _failure(error, self._path) from None
+            raise schema.failure(error, self._path) from None
 
 
 class Added:
@@ -303,75 +251,6 @@ class Added:
     def __init__(self, volume: Volume, lock: Lock) -> None:
         self.volume = volume
         self.lock = lock
-
-
-def make(path: Path) -> None:
-    """Make an empty ledger, durably: under another name first, so that there is a whole one or none."""
-    new = path.with_name(f"{path.name}.new")
-    for stale in (*_files(path)[1:], *_files(new)):
-        block.remove_file(stale)
-    try:
-        with step(f"fill {new}"), closing(_connect(new)) as connection:
-            new.chmod(0o600)
-            # The file remembers it, and one that is somebody else's is not to be changed by opening it.
-            connection.execute("PRAGMA journal_mode = WAL")
-            _upgrade(connection)
-        with step(f"make {path}"):
-            new.rename(path)
-            block.sync_folder(path.parent)
-    except sqlite3.Error as error:
-        raise _failure(error, path) from None
-
-
-def clear_blank(path: Path) -> None:
-    """Remove a database that holds nothing at all; any other is left as it is."""
-    try:
-        with closing(_connect(path)) as connection:
-            (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
-            (application,) = connection.execute("PRAGMA application_id").fetchone()
-    except (sqlite3.Error, DmthinError):
-        return
-    if not tables and not application:
-        for file in _files(path):
-            block.remove_file(file)
-
-
-def _files(path: Path) -> tuple[Path, ...]:
-    return path, path.with_name(f"{path.name}-wal"), path.with_name(f"{path.name}-shm")
-
-
-def _connect(path: Path) -> sqlite3.Connection:
-    try:
-        connection = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
-        connection.execute("PRAGMA synchronous = FULL")
-        connection.execute("PRAGMA foreign_keys = ON")
-    except sqlite3.Error as error:
-        raise _failure(error, path) from None
-    return connection
-
-
-def _upgrade(connection: sqlite3.Connection) -> None:
-    connection.execute("BEGIN IMMEDIATE")
-    (version,) = connection.execute("PRAGMA user_version").fetchone()
-    for script in _MIGRATIONS[version:]:
-        for statement in filter(str.strip, script.split(";")):
-            connection.execute(statement)
-    connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
-    connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-    connection.execute("COMMIT")
-
-
-def _failure(error: sqlite3.Error, path: Path) -> DmthinError:
-    name = getattr(error, "sqlite_errorname", "")
-    if name == "SQLITE_FULL":
-        return NoDataSpace(f"the file system of {path} is full", hint="free some space on it")
-    if name.startswith("SQLITE_BUSY"):
-        return TimeLimit(f"the ledger {path} was in use for more than {_BUSY_SECONDS:g} s", hint="try again")
-    if name == "SQLITE_CANTOPEN" and not os.access(path, os.R_OK | os.W_OK):
-        return NotPermitted(f"the ledger {path} cannot be opened", hint="run this as root")
-    if name == "SQLITE_NOTADB":
-        return NotFound(f"{path} is not a ledger of dmthin", hint="choose another --root")
-    return KernelError(f"the ledger {path}: {error}")
 
 
 def _row(volume: Volume) -> tuple[object, ...]:
@@ -384,11 +263,12 @@ def _row(volume: Volume) -> tuple[object, ...]:
         volume.file_system,
         volume.parent,
         volume.created,
+        volume.uses,
     )
 
 
 def _volume(row: tuple[object, ...]) -> Volume:
-    device_id, name, kind, state, size, file_system, parent, created = row
+    device_id, name, kind, state, size, file_system, parent, created, uses = row
     return Volume(
         device_id=_int(device_id),
         name=str(name),
@@ -398,6 +278,7 @@ def _volume(row: tuple[object, ...]) -> Volume:
         file_system=str(file_system),
         parent=None if parent is None else _int(parent),
         created=_int(created),
+        uses=_int(uses),
     )
 
 

@@ -50,7 +50,8 @@ class StoreState(StrEnum):
 class Volume:
     """One volume. `size` in bytes; `parent` is the device id of the volume that it descends from, None for a base.
 
-    `created` is in seconds since the epoch.
+    `created` is in seconds since the epoch. `uses` counts those who asked for the volume's mount and have not let go of
+    it; it means nothing while the volume is not mounted.
     """
 
     device_id: int
@@ -61,6 +62,7 @@ class Volume:
     file_system: str
     parent: int | None
     created: int
+    uses: int = 0
 
     @property
     def title(self) -> str:

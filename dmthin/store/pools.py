@@ -3,9 +3,9 @@
 import errno
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dmthin.errors import DmthinError, KernelError, NoMetadataSpace, NotFound
 from dmthin.failpoint import step
@@ -117,6 +117,11 @@ class Pools:
             if record.data_target is not None or record.metadata_target is not None:
                 self._keeper.grow(record)
         return self.status()
+
+    def set_options(self, texts: Iterable[str]) -> None:
+        """Keep these storage options in the store instead of those that it has. The caller has checked them."""
+        with self._locks.own_pool(), self._ledger.transaction("options"):
+            self._ledger.save_store(replace(self._ledger.store(), options=tuple(texts)))
 
     def trim(self, progress: Callable[[int, int], None] | None = None) -> int:
         """Give every free block of the pool back to what lies below it; returns the bytes that the host got back.

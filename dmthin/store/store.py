@@ -23,6 +23,7 @@ from dmthin.store.model import StoreRecord, Volume
 from dmthin.store.options import POOL_OPTIONS, StorageOptions, parse_pairs
 from dmthin.store.poolkeeper import PoolKeeper
 from dmthin.store.pools import Pools
+from dmthin.store.snapshots import Snapshots
 from dmthin.store.volumes import ActivePool, Volumes
 from dmthin.units import format_exact
 
@@ -57,7 +58,8 @@ class Store:
         self.volumes = Volumes(self.layout, self.ledger, self.locks, self.dm, self.options, self.change)
         bases = Bases(self.ledger, self.locks, self.volumes)
         self.images = Images(self.ledger, self.volumes, bases, self.options)
-        self.containers = Containers(self.layout, self.ledger, self.volumes)
+        self.snapshots = Snapshots(self.layout, self.ledger, self.volumes, bases, self.options)
+        self.containers = Containers(self.layout, self.ledger, self.volumes, self.snapshots)
         self.pool = Pools(self.layout, self.ledger, self.locks, self.keeper, self.change)
 
     def close(self) -> None:

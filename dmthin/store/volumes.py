@@ -13,14 +13,12 @@ from pathlib import Path
 from dmthin.errors import (
     AlreadyExists,
     DmthinError,
-    InUse,
     InvalidValue,
     NeedsRepair,
     NoDataSpace,
     NotFound,
     PartlyDone,
 )
-from dmthin.failpoint import step
 from dmthin.kernel import block, mount
 from dmthin.kernel.devicemapper import DeviceInfo, DeviceMapper
 from dmthin.pool import filesystem
@@ -31,6 +29,7 @@ from dmthin.store.layout import Layout
 from dmthin.store.ledger import Ledger
 from dmthin.store.locks import Locks
 from dmthin.store.model import Kind, State, StoreRecord, Volume
+from dmthin.store.mounter import Mounter
 from dmthin.store.options import StorageOptions
 from dmthin.units import MIB, format_exact, format_size
 
@@ -64,6 +63,7 @@ class Volumes:
         self._dm = dm
         self._options = options
         self._change = change
+        self._mounter = Mounter(layout, options)
 
     @contextmanager
     def making(
@@ -101,24 +101,25 @@ class Volumes:
                 with self._ledger.transaction(f"made {name}"):
                     self._ledger.save(volume.with_state(State.READY))
 
-    def remove(self, volume: Volume, *, force: bool = False) -> None:
+    def remove(self, volume: Volume, *, force: bool = False, orphaning: bool = False) -> None:
         """Remove a volume and give its space back.
 
-        Raises InUse for one that is mounted, open or has children. With `force` a mount is detached lazily and the
-        rest is left to the last user's end, if dm.use_deferred_deletion allows.
+        Raises InUse for one that is mounted, open or, unless that is `orphaning` them, has children. With `force` a
+        mount is detached lazily and the rest is left to the last user's end, if dm.use_deferred_deletion allows.
         """
+        require_no_children = (lambda _: None) if orphaning else self._ledger.require_childless
         with self.locked(volume) as volume, self._change() as pool:
             thin = self.thin(pool, volume)
-            self._ledger.require_childless(volume)
+            require_no_children(volume)
             if force and self._options.deferred_deletion:
                 busy.detach(thin.info())
             else:
                 busy.require_unused(volume, thin.info())
             with self._ledger.transaction(f"remove {volume.name}"):
-                self._ledger.require_childless(volume)
+                require_no_children(volume)
                 doomed = replace(volume, name=f"@removing/{volume.device_id}", state=State.REMOVING)
                 self._ledger.save(doomed)
-            self._drop_mount_point(volume)
+            self.drop_mount_point(volume)
             self._end(pool, doomed)
 
     def activate(self, volume: Volume) -> DeviceInfo:
@@ -126,10 +127,10 @@ class Volumes:
         with self._change() as pool:
             return self.thin(pool, volume).activate(pool.number)
 
-    def deactivate(self, volume: Volume) -> None:
-        """Remove the block device; one that is busy goes with its last user, if dm.use_deferred_removal allows."""
+    def deactivate(self, volume: Volume) -> bool:
+        """Remove the block device. False: it is busy and goes with its last user, as dm.use_deferred_removal allows."""
         with self._change() as pool:
-            self.thin(pool, volume).deactivate(deferred=self._options.deferred_removal)
+            return self.thin(pool, volume).deactivate(deferred=self._options.deferred_removal)
 
     def mount(self, volume: Volume, target: Path) -> Path:
         """Mount a volume at a folder, which is made if need be; a mount of it that is there already will do."""
@@ -148,7 +149,7 @@ class Volumes:
             mounts = mount.of_device(info.dev)
             for entry in reversed(mounts):
                 busy.unmount(volume, info, Path(entry.target), lazy=force)
-            self._drop_mount_point(volume)
+            self.drop_mount_point(volume)
             self.deactivate(volume)
             return bool(mounts)
 
@@ -228,6 +229,8 @@ class Volumes:
                 if now.state is State.GROWING:
                     growing.append(now)
                     continue
+                if self._waits_for_its_user(pool, now):
+                    continue
                 try:
                     if now.state is State.MAKING:
                         self._resume_abandoned(pool)
@@ -237,6 +240,11 @@ class Volumes:
                 except DmthinError as error:
                     logger.warning("the unfinished %s stays for now: %s", now.title, error)
         return growing
+
+    def _waits_for_its_user(self, pool: ActivePool, volume: Volume) -> bool:
+        """Whether a volume is removed but for a device that somebody has open still, as one quick look tells."""
+        info = self.thin(pool, volume).info() if volume.state is State.REMOVING else None
+        return info is not None and info.deferred_remove and info.open_count > 0
 
     def finish_growth(self, volume: Volume) -> None:
         """End what a process that died has left of growing a volume; a failure is a warning, as in `sweep`."""
@@ -254,41 +262,22 @@ class Volumes:
 
     def _mount(self, volume: Volume, target: Path) -> Path:
         busy.require_not_open_elsewhere(volume, lambda: self.info(volume))
+        return self.mount_locked(volume, target)
+
+    def mount_locked(self, volume: Volume, target: Path, options: str = "") -> Path:
+        """`mount` for who holds the volume's lock and knows who has it open; with mount options of this time only."""
         with self.held_open(volume) as info:
-            if any(entry.target == str(target) for entry in mount.of_device(info.dev)):
-                return target
-            if mount.is_mounted(target):
-                raise InUse(f"something else is mounted at {target}", hint="choose another folder")
-            made = self._make_mount_point(target)
-            try:
-                self._mount_device(volume, info, target)
-            except DmthinError:
-                if made:
-                    with suppress(OSError):
-                        target.rmdir()
-                raise
+            self._mounter.mount(volume, info, target, options)
         return target
 
-    def _make_mount_point(self, target: Path) -> bool:
-        """Make the folder if it is not there; whether this has made it."""
-        made = not target.exists()
-        try:
-            if target.parent == self._layout.work:
-                self._layout.work.mkdir(mode=0o700, exist_ok=True)  # nobody looks into a volume while it is filled
-            target.mkdir(mode=0o700, parents=True, exist_ok=True)
-        except FileExistsError:
-            raise InvalidValue(f"{target} is not a folder", hint="choose another one") from None
-        except OSError as error:
-            raise block.os_failure(error, f"make {target}") from None
-        return made
+    def mount_detached(self, volume: Volume) -> int:
+        """Mount a volume where nobody sees it: a descriptor of its root, which is mounted until that is closed."""
+        with self.held_open(volume) as info:
+            return self._mounter.mount_detached(volume, info)
 
-    def _mount_device(self, volume: Volume, info: DeviceInfo, target: Path) -> None:
-        kind = filesystem.by_name(volume.file_system)
-        work = "nosuid,nodev" if target.parent == self._layout.work else ""
-        options = filesystem.join_options(kind.mount_options, self._options.mount_options, work)
-        mount.mount(info.node, target, kind.name, options)
-        if kind is filesystem.XFS and self._options.xfs_retries is not None:
-            filesystem.set_xfs_retries(info.node, self._options.xfs_retries)
+    def drop_mount_point(self, volume: Volume) -> None:
+        """Remove the folder at which a volume was mounted; copies of the mount in other namespaces go with it."""
+        self._mounter.drop(volume)
 
     def _finish_growth(self, volume: Volume) -> Volume:
         """Make the device and the file system as large as the record says; the record is READY whatever comes of it.
@@ -386,11 +375,6 @@ class Volumes:
                 f"the file system below {self._layout.root} has only {format_size(free)} free",
                 hint="free some space there, or run: dmthin pool trim",
             )
-
-    def _drop_mount_point(self, volume: Volume) -> None:
-        if volume.kind is Kind.CONTAINER:
-            with step(f"remove {self._layout.mount_point(volume.name)}"), suppress(OSError):
-                self._layout.mount_point(volume.name).rmdir()
 
     @contextmanager
     def locked(self, volume: Volume) -> Iterator[Volume]:

@@ -57,6 +57,11 @@ def _create_and_mount(store: Store) -> None:
     store.containers.mount("web")
 
 
+def _acquire(store: Store) -> None:
+    _create(store)
+    store.snapshots.acquire("web")
+
+
 def _forget_base(store: Store) -> None:
     """Remove the base that an import with a size of its own has made, so that the next has to make it again."""
     _drop("other")(store)
@@ -100,6 +105,9 @@ VERBS = (
     Verb("remove", lambda store: store.containers.remove("web"), prepare=_create),
     Verb("remove-force", lambda store: store.containers.remove("web", force=True), prepare=_create_and_mount),
     Verb("remove-image", lambda store: store.images.remove("other"), prepare=lambda s: _import_once(s)),
+    Verb("acquire", lambda store: store.snapshots.acquire("web"), prepare=_create, undo=_drop("web")),
+    Verb("release", lambda store: store.snapshots.release("web"), prepare=_acquire),
+    Verb("remove-acquired", lambda store: store.snapshots.remove("web"), prepare=_acquire),
     Verb("usage", lambda store: store.pool.usage()),
     Verb("trim", lambda store: store.pool.trim()),
     Verb("extend", _extend),

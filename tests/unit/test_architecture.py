@@ -16,7 +16,7 @@ DOORS = {
     "subprocess": set[str](),
     "pyudev": {"kernel/udev.py"},
     "psutil": {"kernel/holders.py"},
-    "sqlite3": {"store/ledger.py"},
+    "sqlite3": {"store/ledger.py", "store/schema.py"},
 }
 
 

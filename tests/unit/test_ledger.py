@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from dmthin.errors import AlreadyExists, InUse, NoMetadataSpace, NotFound, Unavailable
-from dmthin.store import ledger as ledgers
-from dmthin.store.ledger import SCHEMA_VERSION, Ledger
+from dmthin.store import schema
+from dmthin.store.ledger import Ledger
 from dmthin.store.locks import Locks, make_lock_file
 from dmthin.store.model import Kind, State, StoreRecord, StoreState, Volume, new_uuid
+from dmthin.store.schema import SCHEMA_VERSION
 
 
 @pytest.fixture
@@ -21,7 +22,7 @@ def locks(tmp_path: Path) -> Locks:
 
 @pytest.fixture
 def ledger(tmp_path: Path) -> Ledger:
-    ledgers.make(tmp_path / "ledger.db")
+    schema.make(tmp_path / "ledger.db")
     ledger = Ledger(tmp_path / "ledger.db")
     with ledger.transaction("store"):
         ledger.save_store(record())
@@ -126,9 +127,9 @@ def test_a_newer_schema_is_refused_untouched(ledger: Ledger, tmp_path: Path) -> 
 
 def test_an_older_schema_is_migrated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "ledger.db"
-    ledgers.make(path)
-    monkeypatch.setattr(ledgers, "_MIGRATIONS", (*ledgers._MIGRATIONS, "ALTER TABLE volume ADD COLUMN extra TEXT"))
-    monkeypatch.setattr(ledgers, "SCHEMA_VERSION", SCHEMA_VERSION + 1)
+    schema.make(path)
+    monkeypatch.setattr(schema, "_MIGRATIONS", (*schema._MIGRATIONS, "ALTER TABLE volume ADD COLUMN extra TEXT"))
+    monkeypatch.setattr(schema, "SCHEMA_VERSION", SCHEMA_VERSION + 1)
     Ledger(path).close()
     with sqlite3.connect(path) as connection:
         assert "extra" in [row[1] for row in connection.execute("PRAGMA table_info(volume)")]

@@ -1,0 +1,85 @@
+"""Mounts that no namespace shows: fsopen(2), fsmount(2), open_tree(2), Linux 5.2.
+
+A detached mount is a file descriptor and ends with it, so a process that is killed leaves none behind, no other
+namespace takes a copy along, and `..` at its top leads nowhere.
+"""
+
+import ctypes
+import errno
+import os
+from pathlib import Path
+
+from dmthin.errors import DmthinError, KernelError, NotPermitted, Unavailable
+
+_OPEN_TREE, _FSOPEN, _FSCONFIG, _FSMOUNT = 428, 430, 431, 432
+_CLOEXEC = 1  # FSOPEN_, FSMOUNT_
+_SET_FLAG, _SET_STRING, _CREATE = 0, 1, 6  # FSCONFIG_
+_OPEN_TREE_CLONE, _OPEN_TREE_CLOEXEC = 1, os.O_CLOEXEC
+_AT_FDCWD = -100
+_NOSUID, _NODEV, _NOATIME = 0x2, 0x4, 0x10  # MOUNT_ATTR_
+_MESSAGE = 4096
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.syscall.restype = ctypes.c_long
+
+
+def mount(source: str, fs_type: str, options: str = "") -> int:
+    """A descriptor of the root of a file system, mounted but detached; device nodes in it are dead.
+
+    `options` are the file system's own, comma-separated. Raises KernelError with the file system's own words.
+    """
+    context = _call(_FSOPEN, os.fsencode(fs_type), _CLOEXEC)
+    if context < 0:
+        raise _failure(context, f"mount a file system of the type {fs_type}", b"")
+    try:
+        settings = [(_SET_STRING, "source", source)]
+        for option in filter(None, options.split(",")):
+            key, equals, value = option.partition("=")
+            settings.append((_SET_STRING, key, value) if equals else (_SET_FLAG, key, ""))
+        doing = f"mount {source}"
+        for kind, key, value in settings:
+            result = _call(_FSCONFIG, context, kind, key.encode(), os.fsencode(value) if kind == _SET_STRING else 0, 0)
+            if result < 0:
+                raise _failure(result, f"{doing} with {key}", _words(context))
+        result = _call(_FSCONFIG, context, _CREATE, 0, 0, 0)
+        if result < 0:
+            raise _failure(result, doing, _words(context))
+        root = _call(_FSMOUNT, context, _CLOEXEC, _NOSUID | _NODEV | _NOATIME)
+        if root < 0:
+            raise _failure(root, doing, _words(context))
+        return root
+    finally:
+        os.close(context)
+
+
+def clone(place: Path) -> int:
+    """A descriptor of a detached copy of what is mounted at `place`, what is mounted below it left out."""
+    root = _call(_OPEN_TREE, _AT_FDCWD, os.fsencode(place), _OPEN_TREE_CLONE | _OPEN_TREE_CLOEXEC)
+    if root < 0:
+        raise _failure(root, f"open the mount at {place}", b"")
+    return root
+
+
+def _call(number: int, *arguments: int | bytes) -> int:
+    """The system call's result, or the negative of its errno."""
+    words = [ctypes.c_char_p(word) if isinstance(word, bytes) else ctypes.c_long(word) for word in arguments]
+    result: int = _libc.syscall(ctypes.c_long(number), *words)
+    return result if result >= 0 else -ctypes.get_errno()
+
+
+def _words(context: int) -> bytes:
+    """What the file system says of its refusal: one line, `e ` before it."""
+    try:
+        return os.read(context, _MESSAGE)[2:]
+    except OSError:
+        return b""
+
+
+def _failure(result: int, doing: str, words: bytes) -> DmthinError:
+    number = -result
+    if number in (errno.EPERM, errno.EACCES):
+        return NotPermitted(f"cannot {doing}: not permitted", hint="run this as root")
+    if number == errno.ENOSYS:
+        return Unavailable(f"cannot {doing}: this kernel has no fsopen", hint="dmthin needs Linux 5.6 or later")
+    reason = words.decode(errors="replace").strip() or os.strerror(number)
+    return KernelError(f"cannot {doing}: {reason}", errno=number)

@@ -1,0 +1,89 @@
+"""How a volume's device becomes a mount: its options, its folder, and what may be left of both."""
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+from dmthin.errors import DmthinError, InUse, InvalidValue
+from dmthin.failpoint import step
+from dmthin.kernel import block, detached, mount
+from dmthin.kernel.devicemapper import DeviceInfo
+from dmthin.pool import filesystem
+from dmthin.store.layout import Layout
+from dmthin.store.model import Kind, Volume
+from dmthin.store.options import StorageOptions
+
+
+class Mounter:
+    """Mounts the devices of one store. Whoever calls has the volume's lock and holds the device open."""
+
+    def __init__(self, layout: Layout, options: StorageOptions) -> None:
+        self._layout = layout
+        self._options = options
+
+    def mount(self, volume: Volume, info: DeviceInfo, target: Path, options: str = "") -> None:
+        """Mount at a folder, which is made if need be; a mount of the same device there will do.
+
+        `options` come after those of the file system and of dm.mountopt. Raises InUse for another mount there.
+        """
+        if any(entry.target == str(target) for entry in mount.of_device(info.dev)):
+            return
+        if mount.is_mounted(target):
+            raise InUse(f"something else is mounted at {target}", hint="choose another folder")
+        made = self._make_folder(target)
+        try:
+            self._mount(volume, info, target, options)
+        except DmthinError:
+            if made:
+                with suppress(OSError):
+                    target.rmdir()
+            raise
+
+    def mount_detached(self, volume: Volume, info: DeviceInfo) -> int:
+        """Mount where nobody sees it: a descriptor of the root (O_PATH), mounted until that is closed."""
+        _, options = mount.split_options(self._join(volume))
+        root = detached.mount(info.node, volume.file_system, options)
+        try:
+            self._let_writes_fail(volume, info)
+        except BaseException:
+            os.close(root)
+            raise
+        return root
+
+    def drop(self, volume: Volume) -> None:
+        """Remove the folder at which a volume was mounted, and so what other namespaces have mounted there still."""
+        place = self._layout.mount_point(volume.name)
+        if volume.kind is not Kind.BASE and place.parent == self._layout.mounts:
+            with step(f"remove {place}"), suppress(OSError):
+                place.rmdir()
+
+    def _make_folder(self, target: Path) -> bool:
+        """Make the folder if it is not there; whether this has made it."""
+        made = not target.exists()
+        try:
+            if target.parent == self._layout.work:
+                self._layout.work.mkdir(mode=0o700, exist_ok=True)  # nobody looks into a volume while it is filled
+            target.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except FileExistsError:
+            raise InvalidValue(f"{target} is not a folder", hint="choose another one") from None
+        except OSError as error:
+            raise block.os_failure(error, f"make {target}") from None
+        return made
+
+    def _mount(self, volume: Volume, info: DeviceInfo, target: Path, more: str) -> None:
+        work = "nosuid,nodev" if target.parent == self._layout.work else ""
+        mount.mount(info.node, target, volume.file_system, self._join(volume, work, more))
+        try:
+            self._let_writes_fail(volume, info)
+        except BaseException:
+            mount.unmount(target)
+            raise
+
+    def _join(self, volume: Volume, *more: str) -> str:
+        kind = filesystem.by_name(volume.file_system)
+        return filesystem.join_options(kind.mount_options, self._options.mount_options, *more)
+
+    def _let_writes_fail(self, volume: Volume, info: DeviceInfo) -> None:
+        """Carry dm.xfs_nospace_max_retries out."""
+        if volume.file_system == filesystem.XFS.name and self._options.xfs_retries is not None:
+            filesystem.set_xfs_retries(info.node, self._options.xfs_retries)

@@ -1,0 +1,140 @@
+"""The ledger's database file: its schema and how it got there, and SQLite's errors in our words.
+
+Write-ahead log with `synchronous=FULL`: a commit is one fsync, and what was committed is there after a power cut.
+"""
+
+import os
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+from dmthin.errors import DmthinError, KernelError, NoDataSpace, NotFound, NotPermitted, TimeLimit, Unavailable
+from dmthin.failpoint import step
+from dmthin.kernel import block
+
+_APPLICATION_ID = 0x646D746E  # "dmtn"
+_BUSY_SECONDS = 30.0
+
+_MIGRATIONS = (
+    """
+    CREATE TABLE store (
+        one INTEGER PRIMARY KEY CHECK (one = 1),
+        uuid TEXT NOT NULL,
+        state TEXT NOT NULL CHECK (state IN ('making', 'ready', 'destroying')),
+        block_size INTEGER NOT NULL,
+        data TEXT NOT NULL,
+        metadata TEXT NOT NULL,
+        pool TEXT NOT NULL,
+        options TEXT NOT NULL,
+        generation INTEGER NOT NULL,
+        clean INTEGER NOT NULL,
+        data_size INTEGER NOT NULL,
+        data_target INTEGER,
+        metadata_target INTEGER,
+        next_device_id INTEGER NOT NULL DEFAULT 0
+    ) STRICT;
+    CREATE TABLE volume (
+        device_id INTEGER PRIMARY KEY CHECK (device_id BETWEEN 0 AND 16777215),
+        name TEXT NOT NULL UNIQUE,
+        kind TEXT NOT NULL CHECK (kind IN ('base', 'image', 'container')),
+        state TEXT NOT NULL CHECK (state IN ('making', 'ready', 'growing', 'removing')),
+        size INTEGER NOT NULL CHECK (size > 0),
+        file_system TEXT NOT NULL,
+        parent INTEGER REFERENCES volume (device_id),
+        created INTEGER NOT NULL
+    ) STRICT;
+    CREATE INDEX volume_by_parent ON volume (parent);
+    CREATE INDEX volume_under_way ON volume (device_id) WHERE state <> 'ready';
+    """,
+    "ALTER TABLE volume ADD COLUMN uses INTEGER NOT NULL DEFAULT 0 CHECK (uses >= 0)",
+)
+"""Each script takes the schema one version further; a ledger's `user_version` counts those it has had."""
+
+SCHEMA_VERSION = len(_MIGRATIONS)
+
+
+def make(path: Path) -> None:
+    """Make an empty ledger, durably: under another name first, so that there is a whole one or none."""
+    new = path.with_name(f"{path.name}.new")
+    for stale in (*files(path)[1:], *files(new)):
+        block.remove_file(stale)
+    try:
+        with step(f"fill {new}"), closing(connect(new)) as connection:
+            new.chmod(0o600)
+            # The file remembers it, and one that is somebody else's is not to be changed by opening it.
+            connection.execute("PRAGMA journal_mode = WAL")
+            _upgrade(connection)
+        with step(f"make {path}"):
+            new.rename(path)
+            block.sync_folder(path.parent)
+    except sqlite3.Error as error:
+        raise failure(error, path) from None
+
+
+def clear_blank(path: Path) -> None:
+    """Remove a database that holds nothing at all; any other is left as it is."""
+    try:
+        with closing(connect(path)) as connection:
+            (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+            (application,) = connection.execute("PRAGMA application_id").fetchone()
+    except (sqlite3.Error, DmthinError):
+        return
+    if not tables and not application:
+        for file in files(path):
+            block.remove_file(file)
+
+
+def require_current(connection: sqlite3.Connection, path: Path) -> None:
+    """Bring a ledger to this schema. Raises NotFound (another file), Unavailable (a newer schema)."""
+    (application,) = connection.execute("PRAGMA application_id").fetchone()
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if application != _APPLICATION_ID:
+        raise NotFound(f"{path} is not a ledger of dmthin", hint="choose another --root")
+    if version > SCHEMA_VERSION:
+        raise Unavailable(
+            f"{path.parent} was made by a newer dmthin (schema {version}, this one knows {SCHEMA_VERSION})",
+            hint="upgrade dmthin",
+        )
+    if version < SCHEMA_VERSION:
+        _upgrade(connection)
+
+
+def files(path: Path) -> tuple[Path, ...]:
+    """The ledger and what SQLite keeps beside it."""
+    return path, path.with_name(f"{path.name}-wal"), path.with_name(f"{path.name}-shm")
+
+
+def connect(path: Path) -> sqlite3.Connection:
+    """A connection whose commits are durable. Raises what `failure` gives."""
+    try:
+        connection = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("PRAGMA foreign_keys = ON")
+    except sqlite3.Error as error:
+        raise failure(error, path) from None
+    return connection
+
+
+def _upgrade(connection: sqlite3.Connection) -> None:
+    connection.execute("BEGIN IMMEDIATE")
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    for script in _MIGRATIONS[version:]:
+        for statement in filter(str.strip, script.split(";")):
+            connection.execute(statement)
+    connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
+    connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+    connection.execute("COMMIT")
+
+
+def failure(error: sqlite3.Error, path: Path) -> DmthinError:
+    """The error for what SQLite says."""
+    name = getattr(error, "sqlite_errorname", "")
+    if name == "SQLITE_FULL":
+        return NoDataSpace(f"the file system of {path} is full", hint="free some space on it")
+    if name.startswith("SQLITE_BUSY"):
+        return TimeLimit(f"the ledger {path} was in use for more than {_BUSY_SECONDS:g} s", hint="try again")
+    if name == "SQLITE_CANTOPEN" and not os.access(path, os.R_OK | os.W_OK):
+        return NotPermitted(f"the ledger {path} cannot be opened", hint="run this as root")
+    if name == "SQLITE_NOTADB":
+        return NotFound(f"{path} is not a ledger of dmthin", hint="choose another --root")
+    return KernelError(f"the ledger {path}: {error}")

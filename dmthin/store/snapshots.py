@@ -1,0 +1,217 @@
+"""Snapshots as container engines use them: any volume may have children, and is mounted for as long as it is counted.
+
+An engine asks for a volume's mount and lets go of it any number of times, and expects the count to survive us: so the
+ledger keeps it. It counts only while the kernel has the mount.
+"""
+
+import logging
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+
+from dmthin.errors import InUse, InvalidValue, NotFound
+from dmthin.kernel import detached, holders, mount
+from dmthin.kernel.devicemapper import DeviceInfo
+from dmthin.pool import filesystem
+from dmthin.store.bases import Bases
+from dmthin.store.layout import Layout
+from dmthin.store.ledger import Ledger
+from dmthin.store.model import Kind, State, Volume
+from dmthin.store.options import StorageOptions
+from dmthin.store.volumes import Volumes
+from dmthin.units import format_exact
+
+logger = logging.getLogger(__name__)
+
+_ATTEMPTS = 4
+_PAUSE_SECONDS = 0.05
+
+
+class Snapshots:
+    """The volumes of one store as an engine sees them."""
+
+    def __init__(
+        self, layout: Layout, ledger: Ledger, volumes: Volumes, bases: Bases, options: StorageOptions
+    ) -> None:
+        self._layout = layout
+        self._ledger = ledger
+        self._volumes = volumes
+        self._bases = bases
+        self._options = options
+
+    def create(
+        self, name: str, kind: Kind, parent: Volume, size: int | None = None, *, activate: bool = False
+    ) -> Volume:
+        """Make a snapshot of a volume, its file system grown where `size` in bytes is more than the parent's.
+
+        All of it is made or nothing. Raises AlreadyExists, NotFound (the parent is gone), InvalidValue (a size below
+        the parent's), NoDataSpace.
+        """
+        if size is not None and size < parent.size:
+            raise InvalidValue(
+                f"size {format_exact(size)} is less than the {format_exact(parent.size)} of the {parent.title}",
+                hint="a volume is never smaller than what it was made from",
+            )
+        if size is not None:
+            filesystem.by_name(parent.file_system).require_size(size)
+        grows = size is not None and size > parent.size
+        making = self._volumes.making(
+            name,
+            kind,
+            size=size or parent.size,
+            file_system=parent.file_system,
+            parent=parent,
+            activate=activate or grows,
+        )
+        with making as volume:
+            if grows:
+                self._volumes.fill_device(volume)
+                if activate:
+                    self._volumes.activate(volume)
+        return volume.with_state(State.READY)
+
+    def create_first(self, name: str, kind: Kind, size: int | None = None) -> Volume:
+        """Make a volume without a parent: a snapshot of a golden base, of dm.basesize unless `size` in bytes is given.
+
+        Raises what `create` does.
+        """
+        self._ledger.require_free(name)
+        with self._bases.kept():
+            return self.create(name, kind, self._base(size))
+
+    def prepare_base(self) -> None:
+        """Make the golden base of first volumes now, if it is not there, so that none of them waits for mkfs."""
+        with self._bases.kept():
+            self._base(None)
+
+    def remove(self, name: str) -> None:
+        """Remove a volume whatever uses it; fine if there is none. What is busy goes with its last user.
+
+        Where dm.use_deferred_deletion forbids that, raises InUse, which names the users. Its snapshots stay.
+        """
+        if (volume := self._ledger.find(name)) is None or volume.state is State.REMOVING:
+            return
+        with suppress(NotFound):
+            if not self._options.deferred_deletion:
+                self._unmount(volume)
+            self._volumes.remove(volume, force=True, orphaning=True)
+        if (left := self._ledger.by_id(volume.device_id)) and (info := self._volumes.info(left)):
+            logger.warning("the removed %s is still in use by %s", volume.title, _users(info))
+
+    def acquire(self, name: str, options: str = "") -> Path:
+        """Mount a volume, or count one use more of its mount; the folder is the same each time.
+
+        `options` are those of mount(8), for a mount that is not there yet. Raises NotFound, NoDataSpace, Unavailable.
+        """
+        volume = self._ledger.ready(name)
+        place = self._layout.mount_point(name)
+        with self._volumes.locked(volume) as volume:
+            uses = volume.uses
+            if not self._is_mounted(volume, place):
+                self._volumes.mount_locked(volume, place, options)
+                uses = 0
+            self._count(volume, uses + 1)
+        return place
+
+    def release(self, name: str) -> None:
+        """Count one use less, and unmount what nobody uses; fine if there is no such volume or mount.
+
+        A busy mount is tried again for a moment, then detached; a busy device goes with its last user.
+        """
+        if (volume := self._ledger.find(name)) is None:
+            return
+        with suppress(NotFound), self._volumes.locked(volume) as volume:
+            mounted = self._is_mounted(volume, self._layout.mount_point(name))
+            left = max(volume.uses - 1, 0) if mounted else 0
+            if left != volume.uses:
+                self._count(volume, left)
+            if mounted and not left:
+                self._unmount_locked(volume)
+
+    @contextmanager
+    def opened(self, name: str) -> Iterator[int]:
+        """A descriptor of a volume's root (O_PATH), for our own work: mounted where nobody sees it, and not counted.
+
+        No lock is held meanwhile, so others may mount, snapshot or remove the volume.
+        """
+        volume = self._ledger.ready(name)
+        place = self._layout.mount_point(name)
+        with self._volumes.locked(volume) as volume:
+            # A copy of the mount has its options too, of which a file system has one set only.
+            mounted = self._is_mounted(volume, place)
+            root = detached.clone(place) if mounted else self._volumes.mount_detached(volume)
+        try:
+            yield root
+        finally:
+            os.close(root)
+            with suppress(NotFound), self._volumes.locked(volume) as volume:
+                info = self._volumes.info(volume)
+                if info is not None and not mount.of_device(info.dev):
+                    self._volumes.deactivate(volume)
+
+    def forget_lost_uses(self) -> None:
+        """Let each mount count one use at most: the engine that counted has ended, and counts anew from what it finds.
+
+        Docker's own drivers begin with 1 for a mount that is there (its RefCounter).
+        """
+        with self._ledger.transaction("cap uses", durable=False):
+            self._ledger.cap_uses(1)
+
+    def unmount_all(self) -> None:
+        """Unmount every volume, whoever counts on it."""
+        for volume in self._ledger.volumes():
+            with suppress(NotFound):
+                self._unmount(volume)
+
+    def mounted(self) -> list[str]:
+        """The names of the volumes that are mounted for somebody."""
+        return [entry.target for entry in mount.under(self._layout.mounts) if entry.target != str(self._layout.mounts)]
+
+    def _base(self, size: int | None) -> Volume:
+        options = self._options
+        return self._bases.ensure(options.file_system, size or options.base_size, options.mkfs_arguments)
+
+    def _unmount(self, volume: Volume) -> None:
+        with self._volumes.locked(volume) as volume:
+            self._count(volume, 0)
+            self._unmount_locked(volume)
+
+    def _unmount_locked(self, volume: Volume) -> None:
+        info = self._volumes.info(volume)
+        if info is None:
+            return
+        for entry in reversed(mount.of_device(info.dev)):
+            self._unmount_patiently(volume, info, Path(entry.target))
+        self._volumes.drop_mount_point(volume)
+        if not self._volumes.deactivate(volume) and (left := self._volumes.info(volume)):
+            logger.warning("the device of the %s is still in use by %s", volume.title, _users(left))
+
+    def _unmount_patiently(self, volume: Volume, info: DeviceInfo, target: Path) -> None:
+        for attempt in range(_ATTEMPTS):
+            try:
+                mount.unmount(target)
+            except InUse:
+                if attempt + 1 < _ATTEMPTS:
+                    time.sleep(_PAUSE_SECONDS)
+            else:
+                return
+        logger.warning("the %s was unmounted while in use by %s", volume.title, _users(info))
+        mount.unmount(target, lazy=True)
+
+    def _is_mounted(self, volume: Volume, place: Path) -> bool:
+        info = self._volumes.info(volume)
+        try:
+            return info is not None and place.stat().st_dev == info.dev
+        except OSError:
+            return False
+
+    def _count(self, volume: Volume, uses: int) -> None:
+        with self._ledger.transaction(f"use {volume.name}", durable=False):
+            self._ledger.save(replace(volume, uses=uses))
+
+
+def _users(info: DeviceInfo) -> str:
+    return holders.describe(info.dev) or "something in the kernel"

@@ -1,0 +1,207 @@
+"""Snapshots as engines use them: any volume may have children; mounts are counted, and the count outlives a process."""
+
+import os
+import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from dmthin.errors import AlreadyExists, InvalidValue, NotFound
+from dmthin.kernel import mount
+from dmthin.store.model import Kind
+from dmthin.store.store import Store
+from dmthin.units import GIB, MIB
+
+
+@pytest.fixture
+def layer(store: Store) -> str:
+    """The name of a first layer with one file."""
+    store.snapshots.create_first("layer", Kind.IMAGE)
+    (store.snapshots.acquire("layer") / "file").write_text("below\n")
+    store.snapshots.release("layer")
+    return "layer"
+
+
+def child(store: Store, name: str, parent: str, size: int | None = None) -> None:
+    store.snapshots.create(name, Kind.CONTAINER, store.ledger.ready(parent), size)
+
+
+def is_mounted(place: Path) -> bool:
+    return any(entry.target == str(place) for entry in mount.table())
+
+
+def names(root: int) -> list[str]:
+    """What a directory that is open with O_PATH holds."""
+    fd = os.open(".", os.O_RDONLY, dir_fd=root)
+    try:
+        return sorted(os.listdir(fd))
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def sitting_in(folder: Path) -> Iterator[None]:
+    """A process whose current folder is this one."""
+    with subprocess.Popen(["sleep", "100"], cwd=folder) as process:
+        try:
+            yield
+        finally:
+            process.kill()
+
+
+def test_any_volume_has_children_and_is_written(store: Store, layer: str) -> None:
+    child(store, "init", layer)
+    (store.snapshots.acquire("init") / "file").write_text("changed\n")
+    store.snapshots.release("init")
+    child(store, "web", "init")
+    place = store.snapshots.acquire("web")
+    assert (place / "file").read_text() == "changed\n"
+    assert (store.snapshots.acquire(layer) / "file").read_text() == "below\n"
+    store.snapshots.remove("init")  # mounted or not, with children or not: its snapshots do not need it
+    assert (place / "file").read_text() == "changed\n"
+    assert store.ledger.ready("web").parent == store.ledger.ready(layer).device_id
+
+
+def test_a_mount_lasts_until_everybody_has_let_go(store: Store, layer: str) -> None:
+    place = store.snapshots.acquire(layer)
+    assert store.snapshots.acquire(layer) == place
+    store.snapshots.release(layer)
+    assert is_mounted(place)
+    store.snapshots.release(layer)
+    assert not is_mounted(place)
+    assert not place.exists()
+    assert store.volumes.info(store.ledger.ready(layer)) is None
+    store.snapshots.release(layer)
+    store.snapshots.release("nothing")
+    assert is_mounted(store.snapshots.acquire(layer)), "letting go too often counts for nothing"
+
+
+def test_the_count_outlives_the_process(store: Store, layer: str) -> None:
+    place = store.snapshots.acquire(layer)
+    store.snapshots.acquire(layer)
+    with Store(store.layout.root) as other:
+        other.snapshots.release(layer)
+        assert is_mounted(place)
+        other.snapshots.acquire(layer)
+        other.snapshots.forget_lost_uses()
+        other.snapshots.release(layer)
+    assert not is_mounted(place)
+
+
+def test_a_count_without_its_mount_means_nothing(store: Store, layer: str) -> None:
+    place = store.snapshots.acquire(layer)
+    store.snapshots.acquire(layer)
+    mount.unmount(place)  # what a restart of the machine does
+    store.snapshots.release(layer)
+    store.snapshots.acquire(layer)
+    store.snapshots.release(layer)
+    assert not is_mounted(place)
+
+
+def test_many_at_once_count_right(store: Store, layer: str) -> None:
+    def use() -> None:
+        for _ in range(5):
+            assert (store.snapshots.acquire(layer) / "file").read_text() == "below\n"
+            store.snapshots.release(layer)
+
+    store.snapshots.acquire(layer)
+    threads = [threading.Thread(target=use) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert store.ledger.ready(layer).uses == 1
+    store.snapshots.release(layer)
+
+
+def test_a_busy_mount_is_detached_and_its_device_goes_with_the_last_user(
+    store: Store, layer: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    place = store.snapshots.acquire(layer)
+    with sitting_in(place):
+        store.snapshots.release(layer)
+        assert not is_mounted(place)
+        assert "sleep (pid" in caplog.text
+        info = store.volumes.info(store.ledger.ready(layer))
+        assert info is not None
+        assert info.deferred_remove
+        assert (store.snapshots.acquire(layer) / "file").exists(), "it can be mounted again meanwhile"
+        store.snapshots.release(layer)
+    store.pool.activate()
+    assert store.volumes.info(store.ledger.ready(layer)) is None
+
+
+def test_a_busy_volume_is_removed_with_its_last_user(store: Store, layer: str) -> None:
+    child(store, "web", layer)
+    with sitting_in(store.snapshots.acquire("web")):
+        store.snapshots.remove("web")
+        store.snapshots.remove("web")
+        child(store, "web", layer)
+        assert len(store.ledger.unfinished()) == 1
+    store.pool.activate()
+    assert store.ledger.unfinished() == []
+    store.snapshots.remove("nothing")
+
+
+def test_what_may_not_be_deferred_is_an_error(store: Store, layer: str) -> None:
+    options = ("dm.use_deferred_removal=false", "dm.use_deferred_deletion=false")
+    with Store(store.layout.root, options) as strict:
+        place = strict.snapshots.acquire(layer)
+        with sitting_in(place), pytest.raises(Exception, match=r"in use by sleep \(pid"):
+            strict.snapshots.remove(layer)
+        strict.snapshots.remove(layer)
+    assert store.ledger.find(layer) is None
+
+
+def test_own_work_needs_no_mount_and_hinders_nobody(store: Store, layer: str) -> None:
+    with store.snapshots.opened(layer) as root:
+        assert names(root) == ["file"]
+        assert mount.of_device(os.fstat(root).st_dev) == []
+        place = store.snapshots.acquire(layer)
+        with store.snapshots.opened(layer) as again:
+            (place / "more").write_text("")
+            assert names(again) == names(root) == ["file", "more"]
+        child(store, "web", layer)
+        store.snapshots.release(layer)
+        assert not is_mounted(place)
+        assert names(root) == ["file", "more"]
+    assert store.volumes.info(store.ledger.ready(layer)) is None
+    with store.snapshots.opened(layer):
+        store.snapshots.remove(layer)
+        assert store.ledger.find(layer) is None
+    store.pool.activate()
+    assert store.ledger.unfinished() == []
+
+
+def test_size(store: Store, layer: str) -> None:
+    child(store, "large", layer, GIB)
+    place = store.snapshots.acquire("large")
+    figures = os.statvfs(place)
+    assert figures.f_blocks * figures.f_frsize > 900 * MIB
+    child(store, "same", "large", GIB)
+    with pytest.raises(InvalidValue, match="256M is less than the 1G of the container large"):
+        child(store, "small", "large", 256 * MIB)
+    with pytest.raises(NotFound):
+        child(store, "orphan", "nothing")
+    with pytest.raises(AlreadyExists):
+        store.snapshots.create_first("large", Kind.IMAGE)
+
+
+def test_mount_options_of_one_time(store: Store, layer: str) -> None:
+    place = store.snapshots.acquire(layer, "ro,noexec")
+    (entry,) = [entry for entry in mount.table() if entry.target == str(place)]
+    assert {"ro", "noexec"} <= set(entry.options.split(","))
+
+
+def test_unmount_all(store: Store, layer: str) -> None:
+    child(store, "web", layer)
+    store.snapshots.acquire("web")
+    store.snapshots.acquire("web")
+    store.snapshots.acquire(layer)
+    assert len(store.snapshots.mounted()) == 2
+    store.snapshots.unmount_all()
+    assert store.snapshots.mounted() == []
+    store.pool.deactivate()
