@@ -8,7 +8,8 @@ and follows no link.
 import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 from dmthin.kernel.openat import DIRECTORY, open_below, open_entry
 
@@ -38,13 +39,22 @@ def split(path: bytes) -> tuple[bytes, bytes]:
     return b"/".join(parts), name
 
 
+Keeps = Callable[[int, bytes], bool]
+"""Whether the name in the directory with this inode number is to stay when all around it is removed."""
+
+
+def keep_nothing(directory: int, name: bytes) -> bool:
+    """No name stays."""
+    return False
+
+
 class OpenDirectory:
     """An open directory and the times that it gets back once we are through with it.
 
-    Whoever adds or removes a name in it sets `dirty`.
+    Whoever adds or removes a name in it sets `dirty`; whoever changes its attributes says so.
     """
 
-    __slots__ = ("atime_ns", "dirty", "fd", "identity", "mtime_ns")
+    __slots__ = ("_hands_down", "atime_ns", "dirty", "fd", "identity", "mtime_ns")
 
     def __init__(self, fd: int, info: os.stat_result) -> None:
         self.fd = fd
@@ -52,6 +62,21 @@ class OpenDirectory:
         self.atime_ns = info.st_atime_ns
         self.mtime_ns = info.st_mtime_ns
         self.dirty = False
+        self._hands_down: bool | None = None
+
+    @property
+    def hands_down(self) -> bool:
+        """Whether what is made in it gets an access control list of it, without being asked (acl(5))."""
+        if self._hands_down is None:
+            try:
+                self._hands_down = bool(os.getxattr(self.fd, "system.posix_acl_default"))
+            except OSError:
+                self._hands_down = False
+        return self._hands_down
+
+    def forget_attributes(self) -> None:
+        """Ask for them again when they are needed, because they were changed."""
+        self._hands_down = None
 
     def settle(self) -> None:
         """Put the times right."""
@@ -125,9 +150,10 @@ class ConfinedTree:
         if failure is not None:
             raise failure
 
-    def make_directory(self, path: bytes, *, owned_by_root: bool) -> OpenDirectory:
+    def make_directory(self, path: bytes, *, owner: tuple[int, int] | None) -> OpenDirectory:
         """The directory at a cleaned `path`, made with 0755 where it is missing, and its parents too.
 
+        What is made belongs to `owner`, user and group, or to the caller.
         FileExistsError: something on the way is no directory and leads to none, such as a dangling link.
         """
         missing = []
@@ -149,8 +175,8 @@ class ConfinedTree:
                 if fd != base.fd:
                     os.close(fd)
                 fd = inner
-                if owned_by_root:
-                    os.fchown(fd, 0, 0)
+                if owner is not None:
+                    os.fchown(fd, *owner)
                 os.fchmod(fd, 0o755)
         except BaseException:
             if fd != base.fd:
@@ -169,29 +195,61 @@ class ConfinedTree:
         else:
             os.unlink(name, dir_fd=parent.fd)
 
+    def empty(self, directory: OpenDirectory, keeps: Keeps) -> None:
+        """Remove all that `directory` holds but what `keeps` names; only `directory` and the root stay open."""
+        self.forget(keep=directory)
+        directory.dirty = True
+        number = directory.identity[1]
+        for name, is_directory in list(_listed(directory.fd)):
+            if is_directory:
+                remove_tree(directory.fd, name, keeps)
+            elif not keeps(number, name):
+                os.unlink(name, dir_fd=directory.fd)
 
-def remove_tree(parent_fd: int, name: bytes) -> None:
+
+@dataclass(slots=True)
+class _Frame:
+    """A directory that is being emptied: the inode above it, its name there, the directories left to do in it."""
+
+    above: tuple[int, int]
+    name: bytes
+    inner: list[bytes]
+    before: os.stat_result
+    changed: bool
+    kept: bool
+
+
+def remove_tree(parent_fd: int, name: bytes, keeps: Keeps = keep_nothing) -> bool:
     """Remove the directory `name` and all below it, however deep: one descriptor, no recursion.
 
-    No link is followed; a mount point is an error (EXDEV), and what is mounted there stays.
+    What `keeps` names stays, and so do the directories on the way to it, with the times that they have; a directory
+    that is kept itself is emptied of the rest. Whether `name` itself is gone is returned. No link is followed; a
+    mount point is an error (EXDEV), and what is mounted there stays.
     """
     fd = open_entry(parent_fd, name)
-    parent = os.fstat(parent_fd)
-    # One frame per level: the parent's identity, the own name, the directories still to be removed.
-    frames = [((parent.st_dev, parent.st_ino), name, _empty_of_files(fd))]
     try:
-        while frames:
-            above, own_name, inner = frames[-1]
-            if inner:
-                child = open_entry(fd, inner[-1])
+        frames = [_frame(fd, os.fstat(parent_fd), name, keeps)]
+        while True:
+            frame = frames[-1]
+            if frame.inner:
+                name = frame.inner.pop()
+                child = open_entry(fd, name)
                 info = os.fstat(fd)
                 os.close(fd)
                 fd = child
-                frames.append(((info.st_dev, info.st_ino), inner.pop(), _empty_of_files(fd)))
-            else:
-                fd = ascend(fd, above)
-                os.rmdir(own_name, dir_fd=fd)
-                frames.pop()
+                frames.append(_frame(fd, info, name, keeps))
+                continue
+            frames.pop()
+            stays = frame.kept or keeps(frame.above[1], frame.name)
+            if stays and frame.changed:
+                os.utime(fd, ns=(frame.before.st_atime_ns, frame.before.st_mtime_ns))
+            fd = ascend(fd, frame.above)
+            if not stays:
+                os.rmdir(frame.name, dir_fd=fd)
+            if not frames:
+                return not stays
+            frames[-1].kept |= stays
+            frames[-1].changed |= not stays
     finally:
         os.close(fd)
 
@@ -210,15 +268,19 @@ def ascend(fd: int, expected: tuple[int, int]) -> int:
     return above
 
 
-def _empty_of_files(fd: int) -> list[bytes]:
-    """Unlink all in a directory but its directories, whose names are returned."""
-    directories = []
-    for name, is_directory in list(_listed(fd)):
+def _frame(fd: int, parent: os.stat_result, name: bytes, keeps: Keeps) -> _Frame:
+    """What is left to do in the open directory `name` once all but directories is unlinked in it."""
+    before = os.fstat(fd)
+    frame = _Frame((parent.st_dev, parent.st_ino), name, [], before, False, False)
+    for inner, is_directory in list(_listed(fd)):
         if is_directory:
-            directories.append(name)
+            frame.inner.append(inner)
+        elif keeps(before.st_ino, inner):
+            frame.kept = True
         else:
-            os.unlink(name, dir_fd=fd)
-    return directories
+            os.unlink(inner, dir_fd=fd)
+            frame.changed = True
+    return frame
 
 
 def _listed(fd: int) -> Iterator[tuple[bytes, bool]]:

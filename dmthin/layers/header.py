@@ -15,7 +15,7 @@ ZERO_BLOCK = bytes(BLOCK)
 LARGEST = (1 << 63) - 1
 """The greatest size and offset of a file: the kernel's loff_t."""
 
-_LAYOUT = struct.Struct("100s8s8s8s12s12s8sc100s8s32s32s8s8s155s12x")
+LAYOUT = struct.Struct("100s8s8s8s12s12s8sc100s8s32s32s8s8s155s12x")
 _GNU_MAGIC = b"ustar  \0"
 _POSIX_MAGIC = b"ustar\0"
 _SPARSE_IN_HEADER, _SPARSE_CONTINUED, _SPARSE_SIZE = 386, 482, 483
@@ -72,7 +72,7 @@ def parse_header(block: bytes) -> Header:
     """Decode a block of 512 bytes."""
     # fmt: off
     (name, mode, uid, gid, size, mtime, checksum, kind, link, magic,
-     _uname, _gname, major, minor, prefix) = _LAYOUT.unpack(block)
+     _uname, _gname, major, minor, prefix) = LAYOUT.unpack(block)
     # fmt: on
     expected = number(checksum)
     plain_sum = sum(block) - sum(checksum) + 8 * ord(" ")

@@ -1,14 +1,9 @@
 """The bytes of an archive, decompressed as they stream by: no seeking, bounded memory, no cut goes unseen."""
 
-import bz2
-import lzma
 import os
 import stat
-import zlib
 from collections.abc import Callable, Iterator
 from typing import Protocol
-
-import zstandard
 
 from dmthin.errors import InvalidValue, KernelError
 from dmthin.units import KIB, MIB
@@ -52,6 +47,8 @@ class _Decompressor(Protocol):
 
 class _Gzip:
     def __init__(self) -> None:
+        import zlib
+
         self._inner = zlib.decompressobj(16 + zlib.MAX_WBITS)
         self._full = False
 
@@ -75,6 +72,8 @@ class _Gzip:
 
 class _Zstd:
     def __init__(self) -> None:
+        import zstandard
+
         self._inner = zstandard.ZstdDecompressor().decompressobj()
         self._input = b""
         self._at = 0
@@ -100,7 +99,32 @@ class _Zstd:
 
 
 def _new_xz() -> _Decompressor:
+    import lzma
+
     return lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=XZ_MEMORY)
+
+
+def _new_bzip2() -> _Decompressor:
+    import bz2
+
+    return bz2.BZ2Decompressor()
+
+
+def _own_error(form: str) -> type[Exception]:
+    """What the library of a format, which is loaded by now, raises for data that is corrupt."""
+    if form == "gzip":
+        import zlib
+
+        return zlib.error
+    if form == "xz":
+        import lzma
+
+        return lzma.LZMAError
+    if form == "zstd":
+        import zstandard
+
+        return zstandard.ZstdError
+    return OSError
 
 
 def _compression(start: bytes) -> tuple[str, Callable[[], _Decompressor]] | None:
@@ -112,7 +136,7 @@ def _compression(start: bytes) -> tuple[str, Callable[[], _Decompressor]] | None
     if start.startswith(b"\x28\xb5\x2f\xfd") or (start[1:4] == b"\x2a\x4d\x18" and start[0] >> 4 == 5):
         return "zstd", _Zstd  # the second is a skippable frame, which pzstd puts first
     if start.startswith(b"BZh") and start[4:10] in _BZIP2_STARTS:
-        return "bzip2", bz2.BZ2Decompressor
+        return "bzip2", _new_bzip2
     return None
 
 
@@ -170,13 +194,30 @@ class ByteStream:
         self.offset = 0
         self._buffer = b""
         self._at = 0
-        self._chunks = _plain_or_expanded(raw)
+        self._chunks: Iterator[bytes] | None = None
+
+    def prepare(self) -> None:
+        """Read the first bytes and load what decompresses them, so that no file need be opened from then on.
+
+        Waits for the input; nothing is decompressed yet. Without it, the first reading does this.
+        """
+        if self._chunks is None:
+            start = self.raw.at_least(_LONGEST_MAGIC)
+            found = _compression(start)
+            if found is None:
+                self._chunks = _plain(self.raw, start)
+            else:
+                found[1]()
+                self._chunks = _expanded(self.raw, start, *found)
 
     def some(self, limit: int) -> bytes:
         """The next bytes that are at hand, `limit` at most; `b""` at the end."""
         at = self._at
         piece = self._buffer[at : at + limit]
         if not piece:
+            if self._chunks is None:
+                self.prepare()
+            assert self._chunks is not None
             self._buffer = next(self._chunks, b"")
             at = 0
             piece = self._buffer[:limit]
@@ -215,12 +256,7 @@ class ByteStream:
         return True
 
 
-def _plain_or_expanded(raw: RawInput) -> Iterator[bytes]:
-    start = raw.at_least(_LONGEST_MAGIC)
-    found = _compression(start)
-    if found is not None:
-        yield from _expanded(raw, start, *found)
-        return
+def _plain(raw: RawInput, start: bytes) -> Iterator[bytes]:
     while start:
         yield start
         start = raw.chunk()
@@ -228,6 +264,7 @@ def _plain_or_expanded(raw: RawInput) -> Iterator[bytes]:
 
 def _expanded(raw: RawInput, data: bytes, form: str, new: Callable[[], _Decompressor]) -> Iterator[bytes]:
     """The content of one compressed stream after another: all four formats may be concatenated."""
+    errors = (_own_error(form), OSError, EOFError, ValueError)
     while data:
         decompressor = new()
         while not decompressor.eof:
@@ -237,7 +274,7 @@ def _expanded(raw: RawInput, data: bytes, form: str, new: Callable[[], _Decompre
                     raise InvalidValue(f"{raw.name} is cut: its {form} data ends too early")
             try:
                 piece = decompressor.decompress(data, CHUNK)
-            except (zlib.error, lzma.LZMAError, zstandard.ZstdError, OSError, EOFError, ValueError) as error:
+            except errors as error:
                 raise InvalidValue(f"{raw.name} has corrupt {form} data: {error}") from error
             data = b""
             if piece:

@@ -1,27 +1,26 @@
 """Putting entries under a root, confined to it: no name, link or order of entries leads a write outside."""
 
 import errno
-import logging
 import os
 import stat
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from typing import BinaryIO
 
 from dmthin.errors import DmthinError, InvalidValue, KernelError, NoDataSpace, NotPermitted, Unavailable
-from dmthin.kernel.openat import chmod_node, open_entry
+from dmthin.kernel.openat import open_entry
+from dmthin.layers.attributes import AttributeSetter
 from dmthin.layers.confine import MAX_PATH, ConfinedTree, OpenDirectory, split
+from dmthin.layers.content import CHUNK, EndsTooEarly, write_all, write_sparse
 from dmthin.layers.entry import NO_DATA, Entry, EntryType, Reader, shown
+from dmthin.layers.idmap import Owners, Unmapped
 from dmthin.layers.source import Source, open_source
+from dmthin.layers.whiteout import LINKED, PREFIX, Made, Mark, mark
 from dmthin.units import MIB
 
-logger = logging.getLogger(__name__)
-
-_CHUNK = MIB
 _PROGRESS_ENTRIES = 256
 _PROGRESS_BYTES = 4 * MIB
-_WARNINGS = 100
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _NODES = {
     EntryType.CHAR_DEVICE: stat.S_IFCHR,
@@ -70,9 +69,13 @@ class Unpacker:
 
     Names are taken from the root; `..` and absolute names are clamped; links among parents are followed
     inside the root; missing parents are made with 0755. What is in the way is replaced, unless old and new
-    are both directories. With `keep_owners` (needs root) everything gets the entry's owner, else the
-    caller's. Messages begin with `source`. Directories get their times when the unpacker is closed; use it as
-    a context manager.
+    are both directories. With `keep_owners` (needs root) everything gets the entry's owner as `owners` maps
+    it, else the caller's. Messages begin with `source`. Directories get their times when the unpacker is closed;
+    use it as a context manager.
+
+    With `layer`, entries are those of an image's layer, applied to the tree of the layer below: names that begin
+    with `.wh.` say what is gone, and zeros in the data of files become holes, since a tar has none. The names
+    that the layer makes are kept in memory then, because `.wh..wh.opq` spares them.
 
     `apply` raises InvalidValue for an entry that cannot be, NoDataSpace when the volume is full (the message
     names the entry; the caller knows the volume and may add its size to `hint`), NotPermitted, KernelError.
@@ -86,13 +89,21 @@ class Unpacker:
         source: str = "",
         keep_owners: bool = True,
         max_entries: int | None = None,
+        layer: bool = False,
+        owners: Owners | None = None,
     ) -> None:
         self._prefix = f"{source}: " if source else ""
-        self._keep_owners = keep_owners
+        self._owners = owners or Owners()
         self._max_entries = max_entries
-        self._warned: set[str] = set()
+        self._attributes = AttributeSetter(prefix=self._prefix, keep_owners=keep_owners)
+        self._made = Made() if layer else None
+        self._linked = False
         self.entries = 0
         self.bytes = 0
+        try:
+            self._root = self._owners.root if keep_owners else None
+        except Unmapped as error:
+            raise self._wrong(str(error)) from None
         try:
             fd = root if isinstance(root, int) else os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
@@ -121,7 +132,10 @@ class Unpacker:
     def close(self) -> None:
         """Give the directories their times and let go of them. Raises KernelError."""
         try:
-            self._tree.close()
+            try:
+                self._end_linked()
+            finally:
+                self._tree.close()
         except OSError as error:
             text = f"{self._prefix}the times of directories cannot be set: {error.strerror}"
             raise KernelError(text, errno=error.errno or 0) from error
@@ -136,9 +150,12 @@ class Unpacker:
             wrong = "contains a NUL" if b"\0" in path else f"is longer than {MAX_PATH} bytes"
             raise self._wrong(f"the name {shown(path)} {wrong}")
         parent_path, name = split(path)
-        # The place for a layer's whiteouts (.wh.NAME): parent and name are known, and nothing is made yet.
         try:
             self._tree.trim()
+            if self._made is not None and not self._is_to_be_made(entry, parent_path, name):
+                self.bytes += entry.size
+                return
+            entry = self._owners.to_host(entry)
             if entry.type is EntryType.DIRECTORY:
                 self._directory(entry, parent_path, name)
             elif not name:
@@ -152,9 +169,50 @@ class Unpacker:
                     self._tree.remove(parent, name)
                     make(entry, parent, name, data)
                 parent.dirty = True
+                self._note(parent, name)
+        except Unmapped as error:
+            raise self._wrong(str(error)) from None
         except OSError as error:
             raise self._explained(entry, error) from error
         self.bytes += entry.size
+
+    def _is_to_be_made(self, entry: Entry, parent_path: bytes, name: bytes) -> bool:
+        """Do what a layer's entry asks for if it only says what is gone; else it is an entry like others."""
+        asked = mark(parent_path, name, is_file=entry.type is EntryType.FILE)
+        if asked is Mark.NONE:
+            return True
+        if asked is Mark.MALFORMED:
+            raise self._wrong(f"{shown(entry.path)} says of no name that it is gone")
+        if asked is Mark.LINKED:
+            if not self._linked:
+                self._linked = True
+                self._remove(self._tree.directory(b""), LINKED)  # a container may have made something there
+            return True
+        if asked is not Mark.IGNORED:
+            try:
+                parent = self._tree.directory(parent_path)
+            except (FileNotFoundError, NotADirectoryError):
+                return False
+            if asked is Mark.GONE:
+                self._remove(parent, name[len(PREFIX) :])
+            else:
+                assert self._made is not None
+                self._tree.empty(parent, self._made.holds)
+        return False
+
+    def _remove(self, parent: OpenDirectory, name: bytes) -> None:
+        with suppress(FileNotFoundError):
+            self._tree.remove(parent, name)
+
+    def _end_linked(self) -> None:
+        """Take away the files that were there only for hard links to lead to."""
+        if self._linked:
+            self._linked = False
+            self._remove(self._tree.directory(b""), LINKED)
+
+    def _note(self, parent: OpenDirectory, name: bytes) -> None:
+        if self._made is not None:
+            self._made.add(parent.identity[1], name)
 
     def _parent(self, entry: Entry, path: bytes) -> OpenDirectory:
         try:
@@ -162,71 +220,69 @@ class Unpacker:
         except FileNotFoundError:
             pass
         try:
-            return self._tree.make_directory(path, owned_by_root=self._keep_owners)
+            return self._tree.make_directory(path, owner=self._root)
         except FileExistsError as error:
             link = shown(os.fsencode(error.filename))
             raise self._wrong(f"{shown(entry.path)} lies behind {link}, a link that leads nowhere") from None
 
     def _directory(self, entry: Entry, parent_path: bytes, name: bytes) -> None:
+        inherited = False
         if name:
             parent = self._parent(entry, parent_path)
             try:
                 os.mkdir(name, 0o700, dir_fd=parent.fd)
-                parent.dirty = True
+                parent.dirty = inherited = True
             except FileExistsError:
                 if not stat.S_ISDIR(os.lstat(name, dir_fd=parent.fd).st_mode):
                     self._tree.remove(parent, name)
                     os.mkdir(name, 0o700, dir_fd=parent.fd)
+                    inherited = True
+            inherited = inherited and parent.hands_down
+            self._note(parent, name)
             fd = open_entry(parent.fd, name)
             directory = self._tree.adopt(parent_path + b"/" + name if parent_path else name, fd)
         else:
             directory = self._tree.directory(b"")
-        self._attributes(entry, directory.fd)
+        self._attributes.of_open(entry, directory.fd, inherited=inherited)
+        directory.forget_attributes()
         directory.atime_ns = directory.mtime_ns = entry.mtime_ns
         directory.dirty = True
 
     def _file(self, entry: Entry, parent: OpenDirectory, name: bytes, data: Reader) -> None:
         fd = os.open(name, _NEW_FILE, 0o600, dir_fd=parent.fd)
         try:
-            if entry.segments is None:
-                self._fill(fd, entry, entry.size, data)
-            else:
-                os.ftruncate(fd, entry.size)
-                for offset, length in entry.segments:
-                    os.lseek(fd, offset, os.SEEK_SET)
-                    self._fill(fd, entry, length, data)
-            self._attributes(entry, fd)
+            try:
+                self._fill(fd, entry, data)
+            except EndsTooEarly:
+                raise self._wrong(f"the data of {shown(entry.path)} ends before its size") from None
+            self._attributes.of_open(entry, fd, inherited=parent.hands_down)
             os.utime(fd, ns=(entry.mtime_ns, entry.mtime_ns))
         finally:
             os.close(fd)
 
-    def _fill(self, fd: int, entry: Entry, left: int, data: Reader) -> None:
-        """Write the next `left` bytes of `data`."""
-        while left:
-            piece = data.read(min(left, _CHUNK))
-            if not piece:
-                raise self._wrong(f"the data of {shown(entry.path)} ends before its size")
-            left -= len(piece)
-            written = os.write(fd, piece)
-            while written < len(piece):
-                written += os.write(fd, memoryview(piece)[written:])
+    def _fill(self, fd: int, entry: Entry, data: Reader) -> None:
+        if self._made is not None:
+            end = 0
+            for offset, length in ((0, entry.size),) if entry.segments is None else entry.segments:
+                end = write_sparse(fd, data, offset, length)
+            if end < entry.size:
+                os.ftruncate(fd, entry.size)
+        elif entry.segments is None:
+            write_all(fd, data, 0, entry.size)
+        else:
+            os.ftruncate(fd, entry.size)
+            for offset, length in entry.segments:
+                write_all(fd, data, offset, length)
 
     def _symlink(self, entry: Entry, parent: OpenDirectory, name: bytes, data: Reader) -> None:
         if not entry.link or b"\0" in entry.link:
             raise self._wrong(f"the symbolic link {shown(entry.path)} has no proper target")
         os.symlink(entry.link, name, dir_fd=parent.fd)
-        if self._keep_owners:
-            os.chown(name, entry.uid, entry.gid, dir_fd=parent.fd, follow_symlinks=False)
-        self._xattrs(entry, _through_proc(parent, name) if entry.xattrs else b"")
-        os.utime(name, ns=(entry.mtime_ns, entry.mtime_ns), dir_fd=parent.fd, follow_symlinks=False)
+        self._attributes.of_name(entry, parent.fd, name, inherited=parent.hands_down)
 
     def _node(self, entry: Entry, parent: OpenDirectory, name: bytes, data: Reader) -> None:
         os.mknod(name, _NODES[entry.type] | 0o600, entry.device, dir_fd=parent.fd)
-        if self._keep_owners:
-            os.chown(name, entry.uid, entry.gid, dir_fd=parent.fd, follow_symlinks=False)
-        self._xattrs(entry, _through_proc(parent, name) if entry.xattrs else b"")
-        chmod_node(parent.fd, name, entry.mode)
-        os.utime(name, ns=(entry.mtime_ns, entry.mtime_ns), dir_fd=parent.fd, follow_symlinks=False)
+        self._attributes.of_name(entry, parent.fd, name, inherited=parent.hands_down)
 
     def _hardlink(self, entry: Entry, parent: OpenDirectory, name: bytes, data: Reader) -> None:
         """A second name for a file, node or link inside the root; its attributes are those of the first."""
@@ -249,38 +305,6 @@ class Unpacker:
             there = os.lstat(name, dir_fd=parent.fd)
             if (there.st_dev, there.st_ino) != (info.st_dev, info.st_ino):
                 raise
-
-    def _attributes(self, entry: Entry, fd: int) -> None:
-        """Owner, extended attributes, mode: chown takes capabilities and set-uid away, so it comes first."""
-        if self._keep_owners:
-            os.fchown(fd, entry.uid, entry.gid)
-        if entry.xattrs:
-            self._xattrs(entry, fd)
-        os.fchmod(fd, entry.mode)
-
-    def _xattrs(self, entry: Entry, target: int | bytes) -> None:
-        for name, value in entry.xattrs.items():
-            raw = name.encode("utf-8", "surrogateescape")
-            what = f"the attribute {shown(raw)} of {shown(entry.path)}"
-            try:
-                if isinstance(target, int):
-                    os.setxattr(target, raw, value)
-                else:
-                    os.setxattr(target, raw, value, follow_symlinks=False)
-            except OSError as error:
-                if error.errno in (errno.ENOTSUP, errno.EPERM):  # as Docker does
-                    if name not in self._warned and len(self._warned) < _WARNINGS:
-                        self._warned.add(name)
-                        logger.warning("left out %s and its like: %s", what, error.strerror)
-                elif error.errno == errno.ENOENT and isinstance(target, bytes):
-                    raise Unavailable(f"{what} cannot be set without /proc", hint="mount it") from error
-                elif error.errno in (errno.ENOSPC, errno.E2BIG, errno.ERANGE) and _has_room(target):
-                    # ext4 holds one block of attributes per file, and says "no space" beyond that.
-                    raise self._wrong(
-                        f"{what} is too large for this file system: {len(value)} bytes"
-                    ) from error
-                else:
-                    raise
 
     def _wrong(self, text: str) -> InvalidValue:
         return InvalidValue(self._prefix + text)
@@ -309,6 +333,8 @@ def unpack(
     progress: Callable[[Progress], None] | None = None,
     keep_owners: bool = True,
     max_entries: int | None = None,
+    layer: bool = False,
+    owners: Owners | None = None,
 ) -> Unpacked:
     """Unpack an archive or copy a directory below `root`: what `open_source` gave, or will give for `source`.
 
@@ -317,7 +343,14 @@ def unpack(
     """
     with (
         nullcontext(source) if isinstance(source, Source) else open_source(source) as entries,
-        Unpacker(root, source=entries.name, keep_owners=keep_owners, max_entries=max_entries) as unpacker,
+        Unpacker(
+            root,
+            source=entries.name,
+            keep_owners=keep_owners,
+            max_entries=max_entries,
+            layer=layer,
+            owners=owners,
+        ) as unpacker,
     ):
 
         def tell(more: int = 0) -> None:
@@ -325,7 +358,7 @@ def unpack(
                 progress(Progress(unpacker.entries, unpacker.bytes + more, entries.position, entries.total))
 
         for entry, data in entries:
-            unpacker.apply(entry, _Told(data, tell) if entry.size > _CHUNK else data)
+            unpacker.apply(entry, _Told(data, tell) if entry.size > CHUNK else data)
             if unpacker.entries % _PROGRESS_ENTRIES == 0:
                 tell()
         unpacker.close()
@@ -348,13 +381,3 @@ class _Told:
             self._told = self._read
             self._tell(self._read)
         return piece
-
-
-def _through_proc(parent: OpenDirectory, name: bytes) -> bytes:
-    """A path to a link or node, for calls that take neither a parent's descriptor nor the file's own."""
-    return b"/proc/self/fd/%d/%b" % (parent.fd, name)
-
-
-def _has_room(target: int | bytes) -> bool:
-    room = os.statvfs(target if isinstance(target, int) else os.path.dirname(target))  # noqa: PTH120
-    return room.f_bavail > 0

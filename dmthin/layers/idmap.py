@@ -1,0 +1,104 @@
+"""Owners inside a user namespace and outside it, as the ranges of dockerd's userns-remap relate them."""
+
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from dmthin.layers.entry import Entry, EntryType, shown
+
+_ACLS = ("system.posix_acl_access", "system.posix_acl_default")
+_ACL_VERSION = struct.pack("<I", 2)
+_ACL_USER, _ACL_GROUP = 0x02, 0x08
+_ACL_ENTRY = struct.Struct("<HHI")
+"""Tag, permissions, id: struct posix_acl_xattr_entry of linux/posix_acl_xattr.h."""
+
+
+class Unmapped(Exception):
+    """Which entry has which owner that no range holds, to be completed with the name of the archive or tree."""
+
+
+@dataclass(frozen=True, slots=True)
+class IdMap:
+    """Ranges of (container id, host id, size). The first that holds an id counts; without any, ids stay as they are.
+
+    Both methods give None for an id that no range holds.
+    """
+
+    ranges: tuple[tuple[int, int, int], ...] = ()
+
+    def to_host(self, number: int) -> int | None:
+        """The id outside the container."""
+        if not self.ranges:
+            return number
+        for inside, outside, size in self.ranges:
+            if inside <= number < inside + size:
+                return number - inside + outside
+        return None
+
+    def to_container(self, number: int) -> int | None:
+        """The id inside the container."""
+        if not self.ranges:
+            return number
+        for inside, outside, size in self.ranges:
+            if outside <= number < outside + size:
+                return number - outside + inside
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Owners:
+    """The two maps, of users and of groups. Access control lists name owners too, and are mapped with them."""
+
+    users: IdMap = IdMap()
+    groups: IdMap = IdMap()
+
+    @property
+    def root(self) -> tuple[int, int]:
+        """The container's root as the host sees it. Raises Unmapped."""
+        uid, gid = self.users.to_host(0), self.groups.to_host(0)
+        if uid is None or gid is None:
+            raise Unmapped("the container's root is in no id map")
+        return uid, gid
+
+    def to_host(self, entry: Entry) -> Entry:
+        """The entry with its owners outside the container. Raises Unmapped."""
+        return self._mapped(entry, self.users.to_host, self.groups.to_host)
+
+    def to_container(self, entry: Entry) -> Entry:
+        """The entry with its owners inside the container. Raises Unmapped."""
+        return self._mapped(entry, self.users.to_container, self.groups.to_container)
+
+    def _mapped(
+        self, entry: Entry, user: Callable[[int], int | None], group: Callable[[int], int | None]
+    ) -> Entry:
+        # A hard link has no owner of its own, and its header may say anything.
+        if entry.type is EntryType.HARDLINK or not (self.users.ranges or self.groups.ranges):
+            return entry
+
+        def mapped(kind: str, number: int, mapping: Callable[[int], int | None]) -> int:
+            found = mapping(number)
+            if found is None:
+                raise Unmapped(f"{shown(entry.path)} belongs to {kind} {number}, which is in no id map")
+            return found
+
+        def acl(value: bytes) -> bytes:
+            if value[:4] != _ACL_VERSION or len(value) % _ACL_ENTRY.size != 4:
+                return value  # the kernel will refuse it
+            out = _ACL_VERSION
+            for tag, rights, number in _ACL_ENTRY.iter_unpack(value[4:]):
+                if tag == _ACL_USER:
+                    number = mapped("user", number, user)
+                elif tag == _ACL_GROUP:
+                    number = mapped("group", number, group)
+                out += _ACL_ENTRY.pack(tag, rights, number)
+            return out
+
+        xattrs = entry.xattrs
+        if any(name in xattrs for name in _ACLS):
+            xattrs = {name: acl(value) if name in _ACLS else value for name, value in xattrs.items()}
+        return replace(
+            entry,
+            uid=mapped("user", entry.uid, user),
+            gid=mapped("group", entry.gid, group),
+            xattrs=xattrs,
+        )

@@ -1,0 +1,63 @@
+"""Reading extended attributes, and which of them a layer carries from one machine to another."""
+
+import errno
+import os
+import struct
+from collections.abc import Mapping
+
+from dmthin.layers.entry import NO_XATTRS
+
+_CAPABILITY = b"security.capability"
+_CARRIED = (b"user.", b"trusted.")
+_CARRIED_EXACTLY = frozenset((_CAPABILITY, b"system.posix_acl_access", b"system.posix_acl_default"))
+_OVERLAY = b"trusted.overlay."
+_LISTED_TWICE = (b"trusted.SGI_ACL_FILE", b"trusted.SGI_ACL_DEFAULT")
+"""How xfs keeps access control lists, and lists them beside system.posix_acl_* (xfs_xattr_put_listent)."""
+
+_V2, _V3, _REVISION, _EFFECTIVE = 0x02000000, 0x03000000, 0xFF000000, 1
+"""Revisions and flags of struct vfs_ns_cap_data, linux/capability.h; the third ends in the id of a namespace's root."""
+
+
+def is_carried(name: bytes) -> bool:
+    """Whether a layer carries an attribute: labels and overlayfs' own marks belong to the machine they are on."""
+    if name in _CARRIED_EXACTLY:
+        return True
+    return name.startswith(_CARRIED) and not name.startswith(_OVERLAY)
+
+
+def portable(name: bytes, value: bytes) -> bytes:
+    """The value as a layer carries it: file capabilities without the user namespace that they were set in."""
+    if name == _CAPABILITY and len(value) == 24:
+        (magic,) = struct.unpack_from("<I", value)
+        if magic & _REVISION == _V3:
+            return struct.pack("<I", _V2 | magic & _EFFECTIVE) + value[4:20]
+    return value
+
+
+def read_xattrs(target: int | bytes, *, layer: bool = False) -> Mapping[str, bytes]:
+    """The attributes of an open file, or of what a path names without following it; raises OSError.
+
+    All of them, each once, or with `layer` those that a layer carries, in their portable form.
+    """
+    follow = isinstance(target, int)
+    try:
+        names = os.listxattr(target, follow_symlinks=follow)
+    except OSError as error:
+        if error.errno != errno.ENOTSUP:
+            raise
+        return NO_XATTRS
+    if not names:
+        return NO_XATTRS
+    found = {}
+    for name in names:
+        raw = os.fsencode(name)
+        if raw in _LISTED_TWICE or (layer and not is_carried(raw)):
+            continue
+        try:
+            value = os.getxattr(target, name, follow_symlinks=follow)
+        except OSError as error:
+            if error.errno not in (errno.ENODATA, errno.ENOTSUP):
+                raise
+        else:
+            found[raw.decode("utf-8", "surrogateescape")] = portable(raw, value) if layer else value
+    return found or NO_XATTRS
