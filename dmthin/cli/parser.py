@@ -126,6 +126,8 @@ def build() -> Parser:
     _add_image(nouns)
     _add_container(nouns)
     _add_survey(nouns)
+    _add_serve(nouns)
+    _add_system(nouns)
     return parser
 
 
@@ -292,6 +294,38 @@ def _add_survey(nouns: Any) -> None:
         nouns, "inspect", "survey:inspect", "tell all that is known of volumes, as JSON", "dmthin inspect web"
     )
     verb.add_argument("names", metavar="NAME", nargs="+")
+
+
+def _add_serve(nouns: Any) -> None:
+    verb = _verb(
+        nouns,
+        "serve",
+        "serve:serve",
+        "be the storage of dockerd, until a signal",
+        "dmthin serve --docker",
+        "dmthin serve --docker /run/docker/plugins/dmthin.sock -v",
+        note="Start it before dockerd, which is told by `--experimental --storage-driver dmthin`.",
+    )
+    verb.add_argument(
+        "--docker",
+        metavar="SOCKET",
+        nargs="?",
+        const="",
+        help="serve dockerd as a graphdriver plugin (default: /run/docker/plugins/dmthin.sock)",
+    )
+
+
+def _add_system(nouns: Any) -> None:
+    noun = _noun(nouns, "system", "set up the machine around dmthin")
+    verb = _verb(
+        noun,
+        "install",
+        "system:install",
+        "install the unit files of systemd and the rules of udev",
+        "dmthin system install",
+        "dmthin system install --destdir /mnt/image",
+    )
+    verb.add_argument("--destdir", metavar="DIR", default="/", help="the root of the system (default: /)")
 
 
 def _listing(verb: Parser) -> None:

@@ -9,12 +9,15 @@ import logging
 import os
 import shlex
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dmthin.errors import TimeLimit, ToolFailed, Unavailable
+
+if TYPE_CHECKING:
+    import asyncio
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +35,7 @@ PACKAGES = {
 }
 """Debian's package for each program that dmthin calls, named when the program is missing."""
 
+_WORKER_BUFFER = 1 << 20
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None, use_errno=True)
 _KEPT_VARIABLES = ("DM_DISABLE_UDEV", "LVM_SUPPRESS_FD_WARNINGS")
@@ -96,6 +100,28 @@ def run(
         words = " ".join((failure.stderr or failure.stdout).decode(errors="replace").split())
         raise ToolFailed(f"{line} failed ({failure.exit_code}): {words or 'it gave no reason'}") from None
     return Completed(done.exit_code, done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace"))
+
+
+async def start_worker(
+    argv: Sequence[str], environment: Mapping[str, str], descriptors: Sequence[int], *, feeds: bool, reads: bool
+) -> "asyncio.subprocess.Process":
+    """Start a process of our own that works beside an event loop; it inherits these descriptors under their numbers.
+
+    With `feeds` its standard input is a pipe to write to, with `reads` its standard output one to read from. Its words
+    go to our standard error. Not `sh`, whose fork of the whole interpreter costs too much for each layer.
+    """
+    import asyncio
+
+    logger.debug("run: %s", shlex.join(argv))
+    return await asyncio.create_subprocess_exec(
+        *argv,
+        stdin=asyncio.subprocess.PIPE if feeds else asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE if reads else asyncio.subprocess.DEVNULL,
+        env=environment,
+        pass_fds=descriptors,
+        cwd="/",
+        limit=_WORKER_BUFFER,
+    )
 
 
 @contextmanager

@@ -1,0 +1,53 @@
+"""What the system around dmthin needs: unit files of systemd, rules of udev."""
+
+import os
+import sys
+from importlib.resources import files
+from pathlib import Path
+
+from dmthin.cli.call import Call
+from dmthin.errors import InvalidValue, NotFound
+
+_PLACES = {
+    "systemd/dmthin-docker.socket": "etc/systemd/system",
+    "systemd/dmthin-docker.service": "etc/systemd/system",
+    "udev/12-dmthin.rules": "etc/udev/rules.d",
+}
+_PROGRAM = "@DMTHIN@"
+_NEXT = ("systemctl daemon-reload", "udevadm control --reload", "systemctl enable --now dmthin-docker.socket")
+
+
+def install(call: Call) -> None:
+    """Copy the unit files and rules to where systemd and udev look for them."""
+    target = Path(call.arguments.destdir)
+    if not target.is_absolute():
+        raise InvalidValue(f"{target} is not an absolute path", hint="give the root of a system, such as /")
+    program = _program()
+    written = {target / place / Path(name).name: _content(name, program) for name, place in _PLACES.items()}
+    if call.options.dry_run:
+        call.output.plan([f"install -D -m 644 {path.name} {path}" for path in written])
+        return
+    for path, content in written.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        new = path.with_name(f".{path.name}.new")
+        new.write_text(content)
+        new.chmod(0o644)
+        new.rename(path)
+        call.output.say(f"installed {path}")
+    if call.options.json:
+        call.output.document({"installed": [os.fspath(path) for path in written]})
+    else:
+        call.output.say(f"next: {'; '.join(_NEXT)}")
+
+
+def _program() -> str:
+    """The dmthin that runs now, by a path that a unit file can name."""
+    beside = Path(sys.executable).parent / "dmthin"
+    for found in (Path(sys.argv[0]), beside):
+        if found.name == "dmthin" and found.is_file():
+            return os.fspath(found.absolute())
+    raise NotFound(f"there is no command {beside}", hint="install dmthin, and run that")
+
+
+def _content(name: str, program: str) -> str:
+    return files("dmthin").joinpath("data", name).read_text().replace(_PROGRAM, program)

@@ -1,0 +1,68 @@
+"""What systemd and a service tell each other: sd_notify(3), sd_listen_fds(3), sd-daemon(3) log levels."""
+
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import suppress
+
+_FIRST_PASSED = 3
+_LEVELS = ((logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6))
+"""Levels of logging, and those of syslog(3) that the journal reads from `<N>` before a line."""
+
+
+def notify(*assignments: str) -> None:
+    """Tell systemd `READY=1`, `STATUS=...` and the like; nothing happens where no service manager listens."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if not address.startswith(("/", "@")):
+        return
+    if address.startswith("@"):
+        address = "\0" + address[1:]
+    with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
+        sender.sendto("\n".join(assignments).encode(), address)
+
+
+def watchdog_seconds() -> float | None:
+    """How often systemd wants to hear `WATCHDOG=1`, halved; None where it does not watch this process."""
+    if os.environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
+        return None
+    text = os.environ.get("WATCHDOG_USEC", "")
+    return int(text) / 2_000_000 if text.isdecimal() and int(text) else None
+
+
+def passed_sockets() -> Iterator[tuple[str, socket.socket]]:
+    """The listening sockets that systemd opened for us, each with its FileDescriptorName."""
+    if os.environ.get("LISTEN_PID") != str(os.getpid()):
+        return
+    count = int(os.environ.get("LISTEN_FDS", "0"))
+    names = os.environ.get("LISTEN_FDNAMES", "").split(":")
+    for number in range(count):
+        passed = socket.socket(fileno=_FIRST_PASSED + number)
+        passed.set_inheritable(False)
+        yield (names[number] if number < len(names) else ""), passed
+
+
+class JournalFormatter(logging.Formatter):
+    """A line with the level that the journal reads from its front."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One line, or more for a traceback, each with its level."""
+        level = next((number for floor, number in _LEVELS if record.levelno >= floor), 7)
+        return "\n".join(f"<{level}>{line}" for line in super().format(record).splitlines())
+
+
+def set_up_logging(*, verbose: bool, quiet: bool) -> None:
+    """Log to standard error: for the journal where that is what reads it, else with the time."""
+    handler = logging.StreamHandler()
+    if "JOURNAL_STREAM" in os.environ:
+        handler.setFormatter(JournalFormatter("%(message)s"))
+    else:
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s"))
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO)
+    ours = logging.getLogger("dmthin")
+    ours.handlers.clear()  # a command's words to its user are not what a daemon says
+    ours.setLevel(logging.NOTSET)
+    for chatty in ("asyncio", "sh"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
