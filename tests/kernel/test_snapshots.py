@@ -52,6 +52,19 @@ def sitting_in(folder: Path) -> Iterator[None]:
             process.kill()
 
 
+@contextmanager
+def elsewhere(script: str) -> Iterator[None]:
+    """A shell script in a mount namespace of its own, from its first line of output on."""
+    line = ["unshare", "--mount", "sh", "-c", script]
+    with subprocess.Popen(line, stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"ready\n"
+            yield
+        finally:
+            process.kill()
+
+
 def test_any_volume_has_children_and_is_written(store: Store, layer: str) -> None:
     child(store, "init", layer)
     (store.snapshots.acquire("init") / "file").write_text("changed\n")
@@ -130,6 +143,24 @@ def test_a_busy_mount_is_detached_and_its_device_goes_with_the_last_user(
         assert info.deferred_remove
         assert (store.snapshots.acquire(layer) / "file").exists(), "it can be mounted again meanwhile"
         store.snapshots.release(layer)
+    store.pool.activate()
+    assert store.volumes.info(store.ledger.ready(layer)) is None
+
+
+def test_a_mount_that_leaked_into_another_namespace_is_taken_back(store: Store, layer: str) -> None:
+    store.snapshots.acquire(layer)
+    with elsewhere("echo ready; exec sleep 100"):
+        store.snapshots.release(layer)
+        assert store.volumes.info(store.ledger.ready(layer)) is None
+
+
+def test_a_leak_that_cannot_be_taken_back_is_named(
+    store: Store, layer: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    place = store.snapshots.acquire(layer)
+    with elsewhere(f"mount --bind {place} /mnt; echo ready; exec sleep 100"):
+        store.snapshots.release(layer)
+        assert "mounted at /mnt in its mount namespace" in caplog.text
     store.pool.activate()
     assert store.volumes.info(store.ledger.ready(layer)) is None
 
