@@ -39,9 +39,10 @@ class Request:
     udev: bool = False
 
     def needed_paths(self) -> tuple[Path, ...]:
-        """Where the command finds its code: checkout, virtual environment, interpreter, working directory."""
+        """Where the command finds its code: checkout, virtual environment, interpreter, what `setup` has unpacked."""
         interpreter = (self.venv / "bin" / "python").resolve()
-        return (CHECKOUT, self.venv, self.venv.resolve(), interpreter.parent.parent, self.cwd)
+        paths = (CHECKOUT, self.venv, self.venv.resolve(), interpreter.parent.parent, self.cwd, cache_folder())
+        return tuple(path for path in paths if path.exists())
 
 
 def passed_environment(environment: Mapping[str, str], chosen: Sequence[str] = ()) -> dict[str, str]:
@@ -74,6 +75,7 @@ def guest_environment(request: Request, engine: str) -> dict[str, str]:
     environment.update(request.environment)
     environment["DMTHIN_VM"] = engine
     environment["DMTHIN_VM_SCRATCH"] = "/var/lib/scratch"
+    environment["DMTHIN_VM_CACHE"] = str(cache_folder())
     if request.out is not None:
         environment["DMTHIN_VM_OUT"] = str(OUT_IN_GUEST)
     return environment

@@ -48,6 +48,7 @@ def _kernel_line(request: Request, layout: Layout) -> list[str]:
         "con=null",
         "con0=null,fd:1",  # the words of the kernel and of the first process: our log
         "oops=panic",
+        "apparmor=0",  # its tools are not there, and dockerd wants them where the kernel has it
         f"uml_dir={layout.work}/uml",
     ]
 

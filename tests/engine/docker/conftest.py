@@ -1,0 +1,59 @@
+"""A dockerd for all tests of a run, with a small image; in the end nothing is left of it."""
+
+from collections.abc import Generator, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.engine.docker.harness import SCRATCH, Docker, mini_rootfs, traces
+
+SMALL = ("dm.loopdatasize=8G", "dm.loopmetadatasize=64M", "dm.basesize=512M")
+MINI = "mini"
+
+
+@pytest.fixture(scope="session")
+def mini(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """A tar of a small root file system."""
+    return mini_rootfs(tmp_path_factory.mktemp("mini"))
+
+
+@pytest.fixture(scope="session")
+def the_docker(mini: bytes) -> Iterator[Docker]:
+    docker = Docker(SCRATCH / "engine", "dmthin", *SMALL)
+    docker.start()
+    docker("import", "-", MINI, stdin=mini)
+    yield docker
+    docker.start()
+    for container in docker("ps", "-aq").split():
+        docker("rm", "-f", container)
+    docker("image", "prune", "-af")
+    docker("builder", "prune", "-af")
+    assert docker.unknown_volumes() == []
+    docker.stop()
+    assert traces(docker) == []
+
+
+@pytest.fixture
+def docker(the_docker: Docker) -> Iterator[Docker]:
+    """The dockerd, running at the begin of each test, without containers in the end."""
+    the_docker.start()
+    yield the_docker
+    the_docker.start()
+    for container in the_docker("ps", "-aq").split():
+        the_docker("rm", "-f", container)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Show what both daemons said last where a test fails."""
+    report = yield
+    engine = getattr(item, "funcargs", {}).get("docker")
+    if report.failed and isinstance(engine, Docker):
+        report.sections.append(("the daemons' last words", engine.logs()))
+    return report
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """An empty folder."""
+    return tmp_path

@@ -1,0 +1,277 @@
+"""A real dockerd on a dmthin of its own, both as processes of this test run."""
+
+import http.client
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tarfile
+import time
+from collections.abc import Callable, Iterable, Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+from dmthin.kernel import loop, mount
+from dmthin.kernel.dmioctl import IoctlDeviceMapper
+from dmthin.store.store import Store
+
+CACHE = Path(os.environ["DMTHIN_VM_CACHE"])
+ENGINES = CACHE / "engines"
+ROOTFS = CACHE / "rootfs.tar"
+SCRATCH = Path(os.environ["DMTHIN_VM_SCRATCH"])
+PLUGINS = Path("/run/docker/plugins")
+PATIENCE = 120.0
+"""Seconds until something that takes a few counts as hung."""
+
+_PATH = f"{ENGINES}/usr/bin:{ENGINES}/usr/sbin:{os.environ['PATH']}"
+
+
+class Failed(Exception):
+    """A command of docker failed; the text is what it said."""
+
+
+def until(condition: Callable[[], object], seconds: float = PATIENCE) -> None:
+    """Wait for a condition."""
+    give_up = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < give_up, "this never came true"
+        time.sleep(0.1)
+
+
+class Daemon:
+    """A process that serves, its words in a log."""
+
+    def __init__(self, log: Path, *line: str) -> None:
+        self.log = log
+        self._line = line
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        with self.log.open("ab") as output:
+            environment = {**os.environ, "PATH": _PATH}
+            environment.pop("DM_DISABLE_UDEV", None)
+            self._process = subprocess.Popen(self._line, stdout=output, stderr=output, env=environment)
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    def end(self, number: int = signal.SIGTERM) -> int:
+        """Signal it, and wait for its end; its exit status."""
+        assert self._process is not None
+        self._process.send_signal(number)
+        status = self._process.wait(PATIENCE)
+        self._process = None
+        return status
+
+    @property
+    def runs(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+
+class Docker:
+    """One dockerd with its data root, its dmthin and its command line. `driver` names the plugin's socket."""
+
+    def __init__(self, folder: Path, driver: str = "dmthin", *options: str) -> None:
+        self.folder = folder
+        self.data_root = folder / "docker"
+        self.home = self.data_root / driver
+        self.driver = driver
+        self.plugin = PLUGINS / f"{driver}.sock"
+        self.socket = Path(f"/run/{folder.name}.sock")
+        folder.mkdir(parents=True, exist_ok=True)
+        self.data_root.mkdir(exist_ok=True)
+        self.dmthin = Daemon(folder / "dmthin.log", "dmthin", "serve", "--docker", str(self.plugin), "-v")
+        self.options = options
+        self.dockerd = Daemon(folder / "dockerd.log", *self._dockerd_line())
+
+    def _dockerd_line(self) -> Sequence[str]:
+        run = f"/run/{self.folder.name}"
+        return (
+            *("dockerd", "--experimental", "--storage-driver", self.driver, "--data-root", str(self.data_root)),
+            *("--exec-root", run, "--pidfile", f"{run}.pid", "--host", f"unix://{self.socket}"),
+            *("--iptables=false", "--ip6tables=false", "--bridge=none", "--live-restore=false"),
+            *(word for option in self.options for word in ("--storage-opt", option)),
+        )
+
+    def start(self) -> None:
+        """Start what does not run, and wait until it answers."""
+        if self.driver not in ("devicemapper", "vfs") and not self.dmthin.runs:
+            self.dmthin.start()
+            until(self._plugin_answers)
+        if not self.dockerd.runs:
+            self.dockerd.start()
+        until(lambda: not self.dockerd.runs or self._answers())
+        assert self.dockerd.runs, f"dockerd ended: {self.dockerd.log.read_text()[-2000:]}"
+
+    def stop(self) -> None:
+        """End both as a machine that shuts down does."""
+        if self.dockerd.runs:
+            self.dockerd.end()
+        if self.dmthin.runs:
+            assert self.dmthin.end() == 0
+
+    def __call__(self, *words: str, stdin: bytes = b"", buildkit: bool = False) -> str:
+        """The output of a docker command. Raises Failed."""
+        done = self.run(*words, stdin=stdin, buildkit=buildkit)
+        if done.returncode:
+            raise Failed(done.stderr.decode() + done.stdout.decode())
+        return done.stdout.decode()
+
+    def run(self, *words: str, stdin: bytes = b"", buildkit: bool = False) -> "subprocess.CompletedProcess[bytes]":
+        """A docker command, whatever becomes of it."""
+        return subprocess.run(self._line(*words), input=stdin, capture_output=True, env=self._environment(buildkit))
+
+    def begin(self, *words: str) -> "subprocess.Popen[bytes]":
+        """A docker command that goes on while we do."""
+        out = subprocess.PIPE
+        return subprocess.Popen(self._line(*words), stdout=out, stderr=out, env=self._environment(False))
+
+    def _line(self, *words: str) -> list[str]:
+        return ["docker", "--host", f"unix://{self.socket}", *words]
+
+    def _environment(self, buildkit: bool) -> dict[str, str]:
+        return {"PATH": _PATH, "HOME": "/run/home", "DOCKER_BUILDKIT": str(int(buildkit))}
+
+    def container(self, image: str, *words: str, options: Iterable[str] = ()) -> str:
+        """Run a program in a new container to its end, without a network; what it printed."""
+        return self("run", "--rm", "--net=none", *options, image, *words)
+
+    def store(self) -> Store:
+        """dmthin's store, opened beside its daemon."""
+        return Store(self.home)
+
+    def unknown_volumes(self) -> list[str]:
+        """The volumes that no layer and no container of dockerd's names: what a failure would have left."""
+        layers = self.data_root / "image" / self.driver / "layerdb"
+        known = {file.read_text().strip() for file in layers.glob("sha256/*/cache-id")}
+        known |= {file.read_text().strip() for file in layers.glob("mounts/*/*-id")}
+        with self.store() as store:
+            return [v.name for v in store.ledger.volumes() if v.name not in known and not v.name.startswith("@base/")]
+
+    def logs(self) -> str:
+        """The last words of both daemons."""
+        return "\n".join(
+            f"--- {log}\n{log.read_text(errors='replace')[-6000:]}"
+            for log in (self.dmthin.log, self.dockerd.log)
+            if log.exists()
+        )
+
+    def _answers(self) -> bool:
+        return self.run("version").returncode == 0
+
+    def _plugin_answers(self) -> bool:
+        with socket.socket(socket.AF_UNIX) as trial:
+            return trial.connect_ex(str(self.plugin)) == 0
+
+
+class Plugin(http.client.HTTPConnection):
+    """The plugin protocol spoken directly, over one connection, as dockerd speaks it."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__("plugin", timeout=PATIENCE)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(PATIENCE)
+        self.sock.connect(str(self._path))
+
+    def raw(self, method: str, body: bytes) -> tuple[int, bytes]:
+        """Status and body of the answer to a body of known length."""
+        self.putrequest("POST", f"/{method}", skip_host=True, skip_accept_encoding=True)
+        self.putheader("Host", "")
+        self.putheader("Accept", "application/vnd.docker.plugins.v1.2+json")
+        self.putheader("Content-Length", str(len(body)))
+        self.endheaders(body)
+        answer = self.getresponse()
+        return answer.status, answer.read()
+
+    def call(self, method: str, **fields: object) -> Any:
+        """The JSON answer to a call with these fields."""
+        status, body = self.raw(f"GraphDriver.{method}", json.dumps(fields).encode() + b"\n")
+        assert status == 200, body
+        return json.loads(body)
+
+    def ok(self, method: str, **fields: object) -> Any:
+        """The answer to a call that must not fail."""
+        answer = self.call(method, **fields)
+        assert "Err" not in answer, answer
+        return answer
+
+    def begin_apply(self, layer: str, parent: str = "") -> None:
+        """The head of an ApplyDiff; `send_piece` and `end_apply` follow."""
+        self.putrequest("POST", f"/GraphDriver.ApplyDiff?id={layer}&parent={parent}", skip_host=True)
+        self.putheader("Host", "")
+        self.putheader("Transfer-Encoding", "chunked")
+        self.endheaders()
+
+    def send_piece(self, piece: bytes) -> None:
+        if piece:
+            self.send(b"%x\r\n%b\r\n" % (len(piece), piece))
+
+    def end_apply(self) -> Any:
+        self.send(b"0\r\n\r\n")
+        answer = self.getresponse()
+        body = answer.read()
+        assert answer.status == 200, body
+        return json.loads(body)
+
+    def apply(self, layer: str, tar: bytes, parent: str = "") -> Any:
+        """A whole ApplyDiff, in pieces of 32 KiB as dockerd sends them."""
+        self.begin_apply(layer, parent)
+        for start in range(0, len(tar), 32768):
+            self.send_piece(tar[start : start + 32768])
+        return self.end_apply()
+
+    def diff(self, layer: str, parent: str = "") -> bytes:
+        """The tar of a Diff."""
+        status, body = self.raw("GraphDriver.Diff", json.dumps({"ID": layer, "Parent": parent}).encode())
+        assert status == 200, body
+        return body
+
+
+def tar_of(files: dict[str, bytes | None]) -> bytes:
+    """A tar of files, of folders where the content is None."""
+    buffer = BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for name, content in files.items():
+            info = tarfile.TarInfo(name)
+            info.mtime = 1_700_000_000
+            if content is None:
+                info.type, info.mode = tarfile.DIRTYPE, 0o755
+            else:
+                info.size = len(content)
+            tar.addfile(info, BytesIO(content or b""))
+    return buffer.getvalue()
+
+
+def mini_rootfs(folder: Path) -> bytes:
+    """A tar of a root file system that holds busybox and nothing else worth the time."""
+    root = folder / "mini"
+    shutil.rmtree(root, ignore_errors=True)
+    for name in ("bin", "etc", "tmp", "srv/old", "lib"):
+        (root / name).mkdir(parents=True)
+    shutil.copy(ENGINES / "bin/busybox", root / "bin/busybox")
+    for name in ("sh", "cat", "ls", "rm", "ln", "sleep", "df", "dd", "mkdir", "stat", "touch", "chmod", "find", "true"):
+        (root / "bin" / name).symlink_to("busybox")
+    (root / "etc/motd").write_text("hello\n")
+    (root / "srv/old/file").write_text("old\n")
+    buffer = BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        tar.add(root, arcname=".")
+    return buffer.getvalue()
+
+
+def traces(docker: Docker) -> list[str]:
+    """Every device, loop and mount that there is of a store."""
+    with docker.store() as store, IoctlDeviceMapper() as dm:
+        prefix = store.ledger.store().prefix
+        devices = [device.name for device in dm.devices() if device.name.startswith(prefix)]
+    backing = (Path(f"/sys/block/loop{index}/loop/backing_file") for index in loop.bound())
+    loops = [text for text in (file.read_text().strip() for file in backing) if text.startswith(str(docker.folder))]
+    return [*devices, *loops, *(entry.target for entry in mount.under(docker.home))]

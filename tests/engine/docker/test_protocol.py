@@ -1,0 +1,232 @@
+"""The plugin protocol on its socket, spoken directly: what dockerd sends on bad days."""
+
+import io
+import json
+import tarfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.engine.docker.conftest import SMALL
+from tests.engine.docker.harness import SCRATCH, Docker, Plugin, tar_of, traces
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[Docker]:
+    """A dmthin that serves, without dockerd."""
+    docker = Docker(SCRATCH / "direct", "direct")
+    docker.dmthin.start()
+    yield docker
+    assert docker.dmthin.end() == 0
+    assert traces(docker) == []
+
+
+@pytest.fixture
+def plugin(served: Docker) -> Iterator[Plugin]:
+    """A connection after Init; everything is removed in the end."""
+    deadline = time.monotonic() + 60
+    while not served.plugin.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    connection = Plugin(served.plugin)
+    assert json.loads(connection.raw("Plugin.Activate", b"")[1]) == {"Implements": ["GraphDriver"]}
+    connection.ok("Init", Home=str(served.home), Opts=list(SMALL))
+    yield connection
+    with served.store() as store:
+        for volume in reversed(store.ledger.volumes()):
+            if not volume.name.startswith("@"):
+                connection.ok("Remove", ID=volume.name)
+    connection.ok("Cleanup")
+    connection.close()
+
+
+def test_one_connection_carries_every_call(plugin: Plugin) -> None:
+    assert plugin.ok("Capabilities") == {"Capabilities": {"ReproducesExactDiffs": False}}
+    assert dict(plugin.ok("Status")["Status"])["Pool Mode"] == "rw"
+    plugin.ok("Create", ID="layer")
+    assert plugin.apply("layer", tar_of({"a": b"1", "dir": None, "dir/b": b"22"})) == {"Size": 3}
+    plugin.ok("CreateReadWrite", ID="m-init", Parent="layer")
+    plugin.ok("CreateReadWrite", ID="m", Parent="m-init", StorageOpt={"size": "1G"})
+    place = Path(plugin.ok("Get", ID="m")["Dir"])
+    assert (place / "dir/b").read_bytes() == b"22"
+    (place / "dir/b").unlink()
+    (place / "c").write_bytes(b"333")
+    changes = [{"Path": "/c", "Kind": 1}, {"Path": "/dir", "Kind": 0}, {"Path": "/dir/b", "Kind": 2}]
+    assert plugin.ok("Changes", ID="m", Parent="m-init") == {"Changes": changes}
+    assert plugin.ok("DiffSize", ID="m", Parent="m-init") == {"Size": 3}
+    assert plugin.ok("Exists", ID="m") == {"Exists": True}
+    assert plugin.ok("Exists", ID="n") == {"Exists": False}
+    assert plugin.ok("GetMetadata", ID="m")["Metadata"]["DeviceSize"] == str(1 << 30)
+    plugin.ok("Put", ID="m")
+    assert not place.exists()
+
+
+def test_a_diff_that_is_applied_again_gives_the_same_tree(plugin: Plugin) -> None:
+    plugin.ok("Create", ID="layer")
+    plugin.apply("layer", tar_of({"keep": b"1", "gone": b"2", "was-dir": None, "was-dir/x": b"", "was-file": b""}))
+    plugin.ok("CreateReadWrite", ID="m", Parent="layer")
+    place = Path(plugin.ok("Get", ID="m")["Dir"])
+    (place / "gone").unlink()
+    (place / "was-dir/x").unlink()
+    (place / "was-dir").rmdir()
+    (place / "was-dir").write_text("file now")
+    (place / "was-file").unlink()
+    (place / "was-file").mkdir()
+    (place / "was-file/inner").symlink_to("/etc/passwd")
+    (place / "new").hardlink_to(place / "keep")
+    plugin.ok("Put", ID="m")
+    plugin.ok("Create", ID="copy", Parent="layer")
+    plugin.apply("copy", plugin.diff("m", "layer"), "layer")
+    assert plugin.ok("Changes", ID="copy", Parent="m") == {"Changes": []}
+    assert plugin.ok("Changes", ID="m", Parent="copy") == {"Changes": []}
+    with tarfile.open(fileobj=io.BytesIO(plugin.diff("m"))) as whole:
+        assert sorted(whole.getnames()) == ["keep", "new", "was-dir", "was-file", "was-file/inner"]
+
+
+def test_errors_have_dockers_form(plugin: Plugin) -> None:
+    for method, fields, words in (
+        ("Create", {"ID": "../../etc"}, "no id of a layer"),
+        ("Create", {"ID": ""}, "no id of a layer"),
+        ("Create", {"ID": "x", "Parent": "nothing"}, "no volume 'nothing'"),
+        ("Create", {"ID": "x", "StorageOpt": {"size": "1"}}, "size"),
+        ("Get", {"ID": "nothing"}, "no volume 'nothing'"),
+        ("GetMetadata", {"ID": "nothing"}, "no volume 'nothing'"),
+        ("Changes", {"ID": "nothing"}, "no volume 'nothing'"),
+        ("DiffSize", {"ID": "nothing"}, "no volume 'nothing'"),
+    ):
+        answer = plugin.call(method, **fields)
+        assert words in answer["Err"], (method, answer)
+    assert plugin.raw("GraphDriver.Create", b"")[0] == 200
+    assert "no body" in json.loads(plugin.raw("GraphDriver.Create", b"")[1])["Err"]
+    assert plugin.raw("GraphDriver.Diff", b'{"ID":"nothing"}')[0] == 404
+    assert plugin.raw("GraphDriver.Nothing", b"{}")[0] == 404
+    plugin.ok("Put", ID="nothing")
+    plugin.ok("Remove", ID="nothing")
+
+
+def test_a_layer_that_comes_again_without_its_tar_is_an_error(plugin: Plugin) -> None:
+    plugin.ok("Create", ID="layer")
+    assert "is empty" in plugin.apply("layer", b"")["Err"]
+    assert plugin.apply("layer", tar_of({"a": b"1"})) == {"Size": 1}
+
+
+@pytest.mark.parametrize(
+    "tar",
+    [
+        b"this is no tar" * 1000,
+        tar_of({"a": b"x" * 5000})[:2000],
+        tar_of({"d": None}) + b"\xff" * (8 << 20),
+    ],
+    ids=["noise", "cut", "more"],
+)
+def test_a_broken_tar_is_read_to_its_end_and_the_connection_goes_on(plugin: Plugin, tar: bytes) -> None:
+    plugin.ok("Create", ID="layer")
+    answer = plugin.apply("layer", tar)
+    plugin.ok("Exists", ID="layer")
+    if "Err" in answer:
+        plugin.ok("Remove", ID="layer")
+    else:
+        assert answer == {"Size": 0}, "only what follows a whole archive may be passed over"
+
+
+def test_a_hostile_layer_stays_inside(plugin: Plugin) -> None:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for name, kind, target in (
+            ("out", tarfile.SYMTYPE, "/run"),
+            ("up", tarfile.SYMTYPE, "../../../../../run"),
+            ("out/hostile", tarfile.REGTYPE, ""),
+            ("up/hostile2", tarfile.REGTYPE, ""),
+            ("../../../../run/hostile3", tarfile.REGTYPE, ""),
+            ("/run/hostile4", tarfile.REGTYPE, ""),
+        ):
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, target
+            tar.addfile(info)
+    plugin.ok("Create", ID="layer")
+    plugin.apply("layer", buffer.getvalue())
+    assert not [path for path in Path("/run").iterdir() if path.name.startswith("hostile")]
+    link = tarfile.TarInfo("shadow")
+    link.type, link.linkname = tarfile.LNKTYPE, "../../../../etc/shadow"
+    with tarfile.open(fileobj=(buffer := io.BytesIO()), mode="w") as tar:
+        tar.addfile(link)
+    assert "not there" in plugin.apply("layer", buffer.getvalue())["Err"]
+
+
+def test_a_layer_that_stalls_holds_nobody_up(plugin: Plugin, served: Docker) -> None:
+    plugin.ok("Create", ID="slow")
+    tar = tar_of({f"f{number}": b"x" * 100_000 for number in range(20)})
+    slow = Plugin(served.plugin)
+    slow.begin_apply("slow")
+    slow.send_piece(tar[:500_000])
+    started = time.monotonic()
+    for number in range(5):
+        plugin.ok("Create", ID=f"quick{number}", Parent="slow")
+        plugin.ok("CreateReadWrite", ID=f"quicker{number}", Parent=f"quick{number}")
+        plugin.ok("Get", ID=f"quicker{number}")
+        plugin.ok("Put", ID=f"quicker{number}")
+    assert time.monotonic() - started < 30
+    slow.send_piece(tar[500_000:])
+    assert slow.end_apply() == {"Size": 2_000_000}
+    slow.close()
+
+
+def test_a_sender_that_dies_leaves_a_layer_that_can_be_removed(plugin: Plugin, served: Docker) -> None:
+    plugin.ok("Create", ID="cut")
+    sender = Plugin(served.plugin)
+    sender.begin_apply("cut")
+    sender.send_piece(tar_of({"a": b"x" * 100_000})[:50_000])
+    sender.close()
+    plugin.ok("Remove", ID="cut")
+    plugin.ok("Create", ID="cut")
+    assert plugin.apply("cut", tar_of({"a": b"1"})) == {"Size": 1}
+
+
+def test_many_connections_at_once(plugin: Plugin, served: Docker) -> None:
+    plugin.ok("Create", ID="layer")
+    plugin.apply("layer", tar_of({"a": b"1"}))
+    failures: list[BaseException] = []
+
+    def one(number: int) -> None:
+        try:
+            mine = Plugin(served.plugin)
+            for name, parent in ((f"m{number}-init", "layer"), (f"m{number}", f"m{number}-init")):
+                mine.ok("CreateReadWrite", ID=name, Parent=parent)
+                place = Path(mine.ok("Get", ID=name)["Dir"])
+                (place / name).write_text(name)
+                mine.ok("Put", ID=name)
+            assert len(mine.ok("Changes", ID=f"m{number}", Parent="layer")["Changes"]) == 2
+            mine.ok("Remove", ID=f"m{number}")
+            mine.ok("Remove", ID=f"m{number}-init")
+            mine.close()
+        except BaseException as failure:
+            failures.append(failure)
+
+    threads = [threading.Thread(target=one, args=(number,)) for number in range(20)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+
+
+def test_counts_survive_a_restart_of_dmthin(plugin: Plugin, served: Docker) -> None:
+    plugin.ok("Create", ID="layer")
+    for _ in range(2):
+        place = Path(plugin.ok("Get", ID="layer")["Dir"])
+    plugin.close()
+    served.dmthin.end(9)
+    served.dmthin.start()
+    while True:
+        try:
+            again = Plugin(served.plugin)
+            again.ok("Put", ID="layer")
+            break
+        except (FileNotFoundError, ConnectionRefusedError):
+            time.sleep(0.1)
+    assert place.exists()
+    again.ok("Put", ID="layer")
+    assert not place.exists()
+    again.close()
