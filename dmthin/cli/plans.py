@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from dmthin.errors import InUse, InvalidValue, Unavailable
-from dmthin.kernel import holders, loop, mount
+from dmthin.kernel import holders, mount
 from dmthin.kernel.dmsetup import create_arguments, load_arguments
 from dmthin.kernel.thin import MAX_DEVICE_ID, ThinTable
 from dmthin.pool import filesystem
@@ -33,16 +33,11 @@ def pool_activate(store: Store) -> list[str]:
         return ["# the pool is active already"]
     if record.pool:
         raise Unavailable(f"the pool {record.pool} is not active", hint="activate it with the tool that made it")
-    lines, places = [], []
-    for backing in (layout.data(record), layout.metadata(record)):
-        if backing.is_file and loop.find(backing.path) is None:
-            places.append(f"$(losetup --find --show --direct-io=on {shlex.quote(str(backing.path))})")
-        else:
-            places.append(str(backing.node()))
-    if not record.clean:
-        lines.append(f"thin_check -q {shlex.quote(str(layout.metadata(record).path))}")
-    data, meta = places
-    table = pool_table(layout.data(record).size(), data, meta, record.block_size)
+    data, meta = layout.data(record), layout.metadata(record)
+    lines = [] if record.clean else [f"thin_check -q {shlex.quote(str(meta.path))}"]
+    (data_lines, data_place), (meta_lines, meta_place) = data.attach_plan(), meta.attach_plan()
+    lines += [*data_lines, *meta_lines]
+    table = pool_table(data.size(), data_place, meta_place, record.block_size)
     lines.append(f'dmsetup create {pool.name} --uuid {pool.uuid} --table "{table.target()}"')
     return lines
 
@@ -51,14 +46,13 @@ def pool_extend(store: Store, data_size: int | None, metadata_size: int | None) 
     """Longer files, loops that notice, and the pool's table anew. Raises what extending does."""
     record = store.keeper.require_growth(store.ledger.store(), data_size, metadata_size)
     layout = store.layout
-    lines = []
+    lines: list[str] = []
     for backing, target in (
         (layout.data(record), record.data_target),
         (layout.metadata(record), record.metadata_target),
     ):
-        if target is not None and backing.is_file:
-            lines.append(f"truncate --size {target} {shlex.quote(str(backing.path))}")
-            lines.append(f"losetup --set-capacity {backing.node()}")
+        if target is not None:
+            lines += backing.grow_plan(target)
     if record.data_target is None and record.metadata_target is None:
         return ["# the pool has this size already"]
     pool = store.keeper.pool(record)
@@ -87,8 +81,7 @@ def pool_deactivate(store: Store) -> list[str]:
     if pool.info() is not None:
         lines.append(f"dmsetup remove {pool.name}")
     for backing in (store.layout.data(record), store.layout.metadata(record)):
-        if backing.is_file and (device := loop.find(backing.path)):
-            lines.append(f"losetup --detach {device.node}")
+        lines += backing.detach_plan()
     return lines or ["# the pool is down already"]
 
 

@@ -145,10 +145,15 @@ class Driver:
             yield root
 
     def tidy(self) -> None:
-        """End what removals had to leave to the last user of a device, if that has gone."""
-        if self._store is not None and self._store.ledger.unfinished():
-            with self._store.change():
+        """End what removals had to leave to the last user of a device, if that has gone; extend a pool that is due."""
+        if (store := self._store) is None:
+            return
+        if store.ledger.unfinished():
+            with store.change():
                 pass
+        if store.pool.extend_if_due():
+            report = store.pool.status()
+            logger.info("extended the pool: data %d, metadata %d bytes", report.data_size, report.metadata_size)
 
     def _require_same_home(self, home: Path) -> None:
         """Raise InUse for a second dockerd: calls do not say whose they are."""

@@ -15,8 +15,10 @@ from dmthin.kernel.dmsetup import Dmsetup
 from dmthin.kernel.thin import PoolStatus, PoolTable
 from dmthin.pool import metadata
 from dmthin.pool.backing import Backing
+from dmthin.pool.diskpart import divide
 from dmthin.pool.thinpool import ThinPool
 from dmthin.store import schema
+from dmthin.store.directlvm import DirectLvm
 from dmthin.store.layout import DATA_FILE, METADATA_FILE, Layout
 from dmthin.store.ledger import Ledger
 from dmthin.store.locks import Locks, make_lock_file
@@ -62,24 +64,18 @@ class Plan:
         """The steps as an administrator would type them."""
         if self.record.pool:
             return []
+        data, meta = self.layout.data(self.record), self.layout.metadata(self.record)
         lines = []
-        places = []
-        for backing, size in (
-            (self.layout.data(self.record), self.record.data_target),
-            (self.layout.metadata(self.record), self.record.metadata_target),
-        ):
-            if backing.is_file and size is not None:
-                path = shlex.quote(str(backing.path))
-                lines.append(f"truncate --size {size} {path}")
-                places.append(f"$(losetup --find --show --direct-io=on {path})")
-            else:
-                places.append(shlex.quote(str(backing.path)))
-        data, meta = places
-        length = self.record.data_target or self.layout.data(self.record).size()
-        table = pool_table(length, data, meta, self.record.block_size)
+        for backing, size in ((data, self.record.data_target), (meta, self.record.metadata_target)):
+            lines += backing.make_plan(size) if size is not None else []
+        if not meta.is_file:
+            lines.append(f"dd if=/dev/zero of={shlex.quote(str(meta.path))} bs=4096 count=1 conv=fsync")
+        (data_lines, data_place), (meta_lines, meta_place) = data.attach_plan(), meta.attach_plan()
+        length = self.record.data_target or data.size()
+        table = pool_table(length, data_place, meta_place, self.record.block_size)
         name, uuid = self.record.pool_name, f"{self.record.uuid_prefix}-pool"
-        lines.append(f'dmsetup create {name} --uuid {uuid} --table "{table.target()}"')
-        return lines
+        lines += [*data_lines, *meta_lines]
+        return [*lines, f'dmsetup create {name} --uuid {uuid} --table "{table.target()}"']
 
 
 def plan_store(root: Path, options: Iterable[str] = (), *, force: bool = False) -> Plan:
@@ -90,32 +86,55 @@ def plan_store(root: Path, options: Iterable[str] = (), *, force: bool = False) 
     _require_kernel()
     _require_no_store(layout)
     _require_room(layout.root)
-    if chosen.thin_pool_device:
-        block_size = _require_empty_pool(chosen.thin_pool_device)
-    else:
-        block_size = chosen.block_size
-        for device in filter(None, (chosen.data_device, chosen.metadata_device)):
-            _require_blank_device(device, force=force)
-    own = not chosen.thin_pool_device
     record = StoreRecord(
         uuid=new_uuid(),
         state=StoreState.MAKING,
-        block_size=block_size,
-        data=str(chosen.data_device or DATA_FILE) if own else "",
-        metadata=str(chosen.metadata_device or METADATA_FILE) if own else "",
+        block_size=chosen.block_size,
+        data="",
+        metadata="",
         pool=chosen.thin_pool_device,
         options=as_texts(pairs),
         generation=0,
         clean=True,
-        data_target=chosen.data_size if own and not chosen.data_device else None,
-        metadata_target=chosen.metadata_size if own and not chosen.metadata_device else None,
     )
-    if own:
-        if layout.data(record).path == layout.metadata(record).path:
-            raise InvalidValue("dm.datadev and dm.metadatadev are the same device", hint="give two devices")
-        for backing in (layout.data(record), layout.metadata(record)):
-            _require_absent(backing)
-    return Plan(layout, record)
+    if chosen.thin_pool_device:
+        return Plan(layout, replace(record, block_size=_require_empty_pool(chosen.thin_pool_device)))
+    if chosen.direct:
+        return Plan(layout, _on_one_disk(record, chosen.direct, force=force or chosen.direct.force))
+    return Plan(layout, _on_two_places(record, chosen, layout, force=force))
+
+
+def _on_one_disk(record: StoreRecord, disk: DirectLvm, *, force: bool) -> StoreRecord:
+    """The record of a store that has a disk for itself, which is divided."""
+    _require_blank_device(disk.device, force=force)
+    parts = divide(block.size(disk.device), disk.data_percent, disk.metadata_percent, record.block_size)
+    return replace(
+        record,
+        data=str(disk.device),
+        metadata=str(disk.device),
+        data_size=parts.data_size,
+        metadata_size=parts.metadata_size,
+        border=parts.border,
+    )
+
+
+def _on_two_places(record: StoreRecord, chosen: StorageOptions, layout: Layout, *, force: bool) -> StoreRecord:
+    """The record of a store whose data and metadata are a file of its own or a device each."""
+    for device in filter(None, (chosen.data_device, chosen.metadata_device)):
+        _require_blank_device(device, force=force)
+    record = replace(
+        record,
+        data=str(chosen.data_device or DATA_FILE),
+        metadata=str(chosen.metadata_device or METADATA_FILE),
+        data_target=None if chosen.data_device else chosen.data_size,
+        metadata_target=None if chosen.metadata_device else chosen.metadata_size,
+    )
+    data, meta = layout.data(record), layout.metadata(record)
+    if data.path == meta.path:
+        raise InvalidValue("dm.datadev and dm.metadatadev are the same device", hint="give two devices")
+    for backing in (data, meta):
+        _require_absent(backing)
+    return record
 
 
 def _make_under_lock(plan: Plan) -> None:

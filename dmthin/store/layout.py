@@ -3,7 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from dmthin.pool.backing import Backing
+from dmthin.kernel.thin import MAX_METADATA_SIZE
+from dmthin.pool.backing import Backing, BlockDevice, SparseFile
+from dmthin.pool.diskpart import DiskPart
 from dmthin.store.model import StoreRecord
 
 DEFAULT_ROOT = Path("/var/lib/dmthin")
@@ -52,11 +54,25 @@ class Layout:
         return self.work / str(device_id)
 
     def data(self, record: StoreRecord) -> Backing:
-        return self._backing(record.data)
+        if not record.border:
+            return self._backing(record.data)
+        names = self._names(record, "tdata")
+        return DiskPart(Path(record.data), "data", *names, record.border, record.data_size)
 
     def metadata(self, record: StoreRecord) -> Backing:
-        return self._backing(record.metadata)
+        if not record.border:
+            return self._backing(record.metadata)
+        names, end = self._names(record, "tmeta"), min(record.border, MAX_METADATA_SIZE)
+        return DiskPart(Path(record.metadata), "metadata", *names, 0, record.metadata_size, end)
+
+    def uuid(self, record: StoreRecord, what: str) -> str:
+        """The device-mapper uuid of this store's device for `what`; a copy of the store has another."""
+        return "-".join(filter(None, (record.uuid_prefix, what, self.identity)))
+
+    def _names(self, record: StoreRecord, what: str) -> tuple[str, str]:
+        return f"{record.prefix}-{what}", self.uuid(record, what)
 
     def _backing(self, place: str) -> Backing:
         """An absolute place is the administrator's device, any other a file of the store's own."""
-        return Backing(self.root / place, is_file=not place.startswith("/"))
+        path = self.root / place
+        return BlockDevice(path) if place.startswith("/") else SparseFile(path)

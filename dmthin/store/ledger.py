@@ -22,7 +22,8 @@ from dmthin.store.model import Kind, State, StoreRecord, StoreState, Volume
 _SPARE_DEVICE_IDS = 1000
 
 _STORE_COLUMNS = (
-    "uuid, state, block_size, data, metadata, pool, options, generation, clean, data_size, data_target, metadata_target"
+    "uuid, state, block_size, data, metadata, pool, options, generation, clean, data_size, data_target,"
+    " metadata_target, metadata_size, border"
 )
 _VOLUME_COLUMNS = "device_id, name, kind, state, size, file_system, parent, created, uses"
 
@@ -94,7 +95,7 @@ class Ledger:
 
     def save_store(self, record: StoreRecord) -> None:
         """Write the store's own record."""
-        places = ", ".join("?" * 12)
+        places = ", ".join("?" * 14)
         updates = ", ".join(f"{name} = excluded.{name}" for name in _STORE_COLUMNS.split(", "))
         self._connection.execute(
             f"INSERT INTO store (one, {_STORE_COLUMNS}) VALUES (1, {places}) ON CONFLICT (one) DO UPDATE SET {updates}",
@@ -111,6 +112,8 @@ class Ledger:
                 record.data_size,
                 record.data_target,
                 record.metadata_target,
+                record.metadata_size,
+                record.border,
             ),
         )
 
@@ -283,7 +286,8 @@ def _volume(row: tuple[object, ...]) -> Volume:
 
 
 def _store_record(row: tuple[object, ...]) -> StoreRecord:
-    uuid, state, block_size, data, metadata, pool, options, generation, clean, size, data_target, metadata_target = row
+    uuid, state, block_size, data, metadata, pool, options, generation, clean, size, *growth = row
+    data_target, metadata_target, metadata_size, border = growth
     return StoreRecord(
         uuid=str(uuid),
         state=StoreState(str(state)),
@@ -297,6 +301,8 @@ def _store_record(row: tuple[object, ...]) -> StoreRecord:
         data_size=_int(size),
         data_target=None if data_target is None else _int(data_target),
         metadata_target=None if metadata_target is None else _int(metadata_target),
+        metadata_size=_int(metadata_size),
+        border=_int(border),
     )
 
 

@@ -81,6 +81,9 @@ class StoreRecord:
     the pool must carry, moved at each activation. `data_size` is the bytes of the pool's data, of which its device
     may have more (0 for a foreign pool). `data_target` and `metadata_target` (bytes) are set while the pool is being
     extended to them. `clean` is false while the pool is active.
+
+    With a `border` (bytes, else 0) data and metadata are parts of one disk: the metadata's region ends there and the
+    data's begins. `metadata_size` is then the bytes of the metadata's part, as `data_size` is the data's.
     """
 
     uuid: str
@@ -95,6 +98,8 @@ class StoreRecord:
     data_size: int = 0
     data_target: int | None = None
     metadata_target: int | None = None
+    metadata_size: int = 0
+    border: int = 0
 
     @property
     def prefix(self) -> str:
@@ -115,6 +120,11 @@ class StoreRecord:
 
     def device_uuid(self, device_id: int) -> str:
         return f"{self.uuid_prefix}-{device_id}"
+
+    def device_id_of(self, device_name: str) -> int | None:
+        """Which volume has the device of this name; None for the pool, a part of its disk, or another store's."""
+        number = device_name.removeprefix(f"{self.prefix}-")
+        return int(number) if number != device_name and number.isdecimal() else None
 
 
 def new_uuid() -> str:

@@ -1,8 +1,9 @@
 """Storage options with the names, units and meaning of Docker's devicemapper driver: `dm.basesize=20G`, `size=20G`.
 
-An option that dmthin does not carry out is refused by name, never taken in silence. Sizes are bytes here.
+One that is not known, or contradicts another, is refused by name, never taken in silence. Sizes are bytes here.
 """
 
+import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +13,16 @@ from dmthin.errors import InvalidValue
 from dmthin.kernel.thin import MAX_BLOCK_SIZE, MAX_METADATA_SIZE, MIN_BLOCK_SIZE
 from dmthin.pool import filesystem
 from dmthin.pool.filesystem import FileSystem
+from dmthin.store import directlvm
+from dmthin.store.directlvm import DIRECT_OPTIONS, DirectLvm
+from dmthin.store.optionreader import OptionReader
 from dmthin.units import GIB, KIB, format_exact
+
+logger = logging.getLogger(__name__)
 
 _LOOP_OPTIONS = ("dm.loopdatasize", "dm.loopmetadatasize")
 _DEVICE_OPTIONS = ("dm.datadev", "dm.metadatadev")
-POOL_OPTIONS = (*_LOOP_OPTIONS, *_DEVICE_OPTIONS, "dm.thinpooldev", "dm.blocksize")
+POOL_OPTIONS = (*_LOOP_OPTIONS, *_DEVICE_OPTIONS, "dm.thinpooldev", "dm.blocksize", *DIRECT_OPTIONS)
 """Options that shape the pool when it is made, and cannot differ later."""
 
 _VOLUME_OPTIONS = (
@@ -30,16 +36,8 @@ _VOLUME_OPTIONS = (
     "dm.use_deferred_deletion",
     "dm.xfs_nospace_max_retries",
     "dm.override_udev_sync_check",
+    "dm.libdm_log_level",
 )
-_REFUSED = {
-    "dm.directlvm_device": "dmthin uses no LVM: give the device as dm.datadev",
-    "dm.directlvm_device_force": "dmthin uses no LVM: give the device as dm.datadev, and --force to pool create",
-    "dm.thinp_percent": "dmthin uses no LVM: the pool takes all of dm.datadev",
-    "dm.thinp_metapercent": "dmthin uses no LVM: give a device as dm.metadatadev",
-    "dm.thinp_autoextend_threshold": "extend the pool with: dmthin pool extend",
-    "dm.thinp_autoextend_percent": "extend the pool with: dmthin pool extend",
-    "dm.libdm_log_level": "dmthin does not use libdm; see dmthin --verbose",
-}
 KNOWN = (*POOL_OPTIONS, *_VOLUME_OPTIONS)
 
 
@@ -62,12 +60,13 @@ class StorageOptions:
     deferred_removal: bool = True
     deferred_deletion: bool = True
     xfs_retries: int | None = None
+    direct: DirectLvm | None = None
 
     @classmethod
     def from_pairs(cls, pairs: Mapping[str, str]) -> "StorageOptions":
         """The options that `parse_pairs` found. Raises InvalidValue, which names the option."""
-        given, default = _Reader(pairs), cls()
-        device = given.text("dm.datadev") or given.text("dm.thinpooldev")
+        given, default, direct = OptionReader(pairs), cls(), directlvm.read(pairs)
+        device = given.text("dm.datadev") or given.text("dm.thinpooldev") or direct
         options = cls(
             base_size=given.size("dm.basesize", default.base_size),
             data_size=given.size("dm.loopdatasize", default.data_size),
@@ -78,15 +77,18 @@ class StorageOptions:
             data_device=given.path("dm.datadev"),
             metadata_device=given.path("dm.metadatadev"),
             thin_pool_device=given.text("dm.thinpooldev").removeprefix("/dev/mapper/"),
-            block_size=given.size("dm.blocksize", default.block_size),
+            block_size=given.size("dm.blocksize", directlvm.BLOCK_SIZE if direct else default.block_size),
             # A discard on a real disk is dear, and pointless where the pool does not pass it down: Docker's default.
             discard=given.truth("dm.blkdiscard", not device),
-            min_free_percent=given.percent("dm.min_free_space", default.min_free_percent),
+            min_free_percent=given.percent("dm.min_free_space", default.min_free_percent, sign_required=True),
             deferred_removal=given.truth("dm.use_deferred_removal", default.deferred_removal),
             deferred_deletion=given.truth("dm.use_deferred_deletion", default.deferred_deletion),
             xfs_retries=given.count("dm.xfs_nospace_max_retries"),
+            direct=direct,
         )
         given.truth("dm.override_udev_sync_check", False)
+        if given.count("dm.libdm_log_level", 2, 7) is not None:
+            logger.debug("dm.libdm_log_level has no effect: dmthin uses no libdm")
         options._check(pairs)
         return options
 
@@ -105,7 +107,7 @@ class StorageOptions:
                 return self.thin_pool_device
             case "dm.blocksize":
                 return format_exact(self.block_size)
-        raise KeyError(key)
+        return directlvm.text_of(self.direct, key)
 
     def _check(self, pairs: Mapping[str, str]) -> None:
         if self.thin_pool_device:
@@ -138,7 +140,7 @@ def parse_pairs(texts: Iterable[str]) -> dict[str, str]:
     """`key=value` texts as pairs, by Docker's rules: the key's case does not matter and the last one wins.
 
     Except that every dm.mkfsarg counts (joined by NUL here), and dm.mountopt is joined by commas. Raises InvalidValue
-    for an unknown option, with the nearest known name, and for one that dmthin does not carry out.
+    for an unknown option, with the nearest known name.
     """
     pairs: dict[str, str] = {}
     for text in texts:
@@ -146,8 +148,6 @@ def parse_pairs(texts: Iterable[str]) -> dict[str, str]:
         key = key.lower()
         if not equals:
             raise InvalidValue(f"the storage option {text!r} has no value", hint="write it as key=value")
-        if key in _REFUSED:
-            raise InvalidValue(f"{key} is not supported", hint=_REFUSED[key])
         if key not in KNOWN:
             import difflib
 
@@ -181,37 +181,3 @@ def parse_volume_size(texts: Iterable[str]) -> int | None:
     if size is not None and size % KIB:
         raise InvalidValue(f"size: {size} is not a multiple of 1K", hint="give a rounder size")
     return size
-
-
-class _Reader:
-    """Typed access to the pairs."""
-
-    def __init__(self, pairs: Mapping[str, str]) -> None:
-        self._pairs = pairs
-
-    def text(self, key: str) -> str:
-        return self._pairs.get(key, "")
-
-    def path(self, key: str) -> Path | None:
-        if not (text := self.text(key)):
-            return None
-        if not text.startswith("/"):
-            raise InvalidValue(f"{key}: {text!r} is not an absolute path", hint="name a device such as /dev/sdb")
-        return Path(text)
-
-    def size(self, key: str, default: int) -> int:
-        return units.parse_size(self._pairs[key], key) if key in self._pairs else default
-
-    def truth(self, key: str, default: bool) -> bool:
-        return units.parse_bool(self._pairs[key], key) if key in self._pairs else default
-
-    def percent(self, key: str, default: int) -> int:
-        return units.parse_percent(self._pairs[key], key, sign_required=True) if key in self._pairs else default
-
-    def count(self, key: str) -> int | None:
-        if key not in self._pairs:
-            return None
-        text = self._pairs[key]
-        if not text.isdecimal() or not text.isascii() or int(text) >= 1 << 64:
-            raise InvalidValue(f"{key}: {text!r} is not a count", hint="write a whole number, such as 0")
-        return int(text)

@@ -40,7 +40,7 @@ class PoolKeeper:
 
     def pool(self, record: StoreRecord) -> ThinPool:
         """The pool that the record names, active or not."""
-        return ThinPool(record.pool_name, f"{record.uuid_prefix}-pool-{self._layout.identity}", self._dm, self._builder)
+        return ThinPool(record.pool_name, self._layout.uuid(record, "pool"), self._dm, self._builder)
 
     def is_in_order(self, record: StoreRecord, info: DeviceInfo | None) -> bool:
         """Whether there is nothing to finish, undo or activate. One comparison of what is known: no more."""
@@ -83,16 +83,17 @@ class PoolKeeper:
             )
 
     def build(self, record: StoreRecord) -> StoreRecord:
-        """Make a pool from nothing for a record that is being made: files, loops, pool device."""
+        """Make a pool from nothing for a record that is being made: files, loops or parts of a disk, pool device."""
+        if record.pool:
+            return self._activate(record)
         data, meta = self._layout.data(record), self._layout.metadata(record)
-        if not record.pool:
-            for backing, length in ((data, record.data_target), (meta, record.metadata_target)):
-                if backing.is_file and length is not None:
-                    backing.make(length)
-                elif not backing.is_file and backing is meta:
-                    block.wipe_first_block(backing.path)
-        size = 0 if record.pool else data.size() // record.block_size * record.block_size
-        record = replace(record, data_size=size, data_target=None, metadata_target=None)
+        for backing, length in ((data, record.data_target), (meta, record.metadata_target)):
+            if length is not None:
+                backing.make(length)
+        if not meta.is_file:
+            block.wipe_first_block(meta.path)
+        size = data.size() // record.block_size * record.block_size
+        record = replace(record, data_size=size, metadata_size=meta.size(), data_target=None, metadata_target=None)
         return self._activate(record)
 
     def demolish(self, record: StoreRecord) -> None:
@@ -143,11 +144,7 @@ class PoolKeeper:
 
     def deactivate_volumes(self, record: StoreRecord) -> None:
         """Remove the devices of all volumes; none while one is open: InUse then names that and its users."""
-        active = [
-            device.name
-            for device in self._dm.devices()
-            if device.name.startswith(f"{record.prefix}-") and device.name != record.pool_name
-        ]
+        active = [device.name for device in self._dm.devices() if record.device_id_of(device.name) is not None]
         for name in active:
             with suppress(NotFound):
                 info = self._dm.info(name)
@@ -286,10 +283,11 @@ class PoolKeeper:
             raise
         live = pool.table()
         if record.metadata_target is not None:
-            # Metadata first, and by itself: the kernel would resize the data before it has the room to map it.
+            # In the ledger before it is in the pool, which never comes up again with less than it has had. And before
+            # the data, by itself: the kernel would resize that before it has the room to map it.
+            record = self._save(replace(record, metadata_size=record.metadata_target), "pool metadata size")
             pool.reload(live)
         if record.data_target is not None:
-            # In the ledger before it is in the pool, which never comes up again with less than it has had.
             record = self._save(replace(record, data_size=record.data_target), "pool size")
             pool.reload(self._table(record, live.data_device, live.metadata_device))
         return self._save(replace(record, data_target=None, metadata_target=None), "pool grown")
@@ -310,8 +308,8 @@ class PoolKeeper:
                 mount.unmount(Path(entry.target))
 
     def _busy(self, record: StoreRecord, info: DeviceInfo) -> InUse:
-        number = info.name.removeprefix(f"{record.prefix}-")
-        volume = self._ledger.by_id(int(number)) if number.isdigit() else None
+        number = record.device_id_of(info.name)
+        volume = self._ledger.by_id(number) if number is not None else None
         title = volume.title if volume else f"device {info.name}"
         who = holders.describe(info.dev) or "something in the kernel"
         return InUse(f"the {title} is in use by {who}", hint="unmount it, or stop that, first")
@@ -347,7 +345,10 @@ def _require_room_for_bitmaps(status: PoolStatus, blocks: int, metadata_target: 
 
 
 def _target(what: str, backing: Backing, now: int, wanted: int | None, step: int) -> int | None:
-    """The bytes to grow to, in whole blocks; None if there is nothing to do. A grown block device is taken as it is."""
+    """The bytes to grow to, in whole blocks; None if there is nothing to do. A grown block device is taken as it is.
+
+    A file and a part of a disk grow only if that is asked for.
+    """
     if wanted is None:
         available = now if backing.is_file else backing.size() // step * step
         return available if available > now else None
@@ -356,6 +357,5 @@ def _target(what: str, backing: Backing, now: int, wanted: int | None, step: int
             f"the pool's {what} has {format_exact(now)} and cannot shrink to {format_exact(wanted)}",
             hint="a thin pool only grows",
         )
-    if not backing.is_file and wanted > backing.size():
-        raise InvalidValue(f"{backing.path} has only {format_exact(backing.size())}", hint="grow the device first")
+    backing.require_room(wanted)
     return wanted // step * step if wanted // step * step > now else None

@@ -12,10 +12,11 @@ from dmthin.failpoint import step
 from dmthin.kernel import block
 from dmthin.kernel.thin import PoolMode, PoolStatus
 from dmthin.pool import metadata
-from dmthin.pool.backing import Backing
+from dmthin.pool.backing import Backing, BlockDevice
 from dmthin.pool.guard import Guard
 from dmthin.pool.metadata import Usage
 from dmthin.pool.spacemap import SpaceMap
+from dmthin.store import autoextend
 from dmthin.store.layout import Layout
 from dmthin.store.ledger import Ledger
 from dmthin.store.locks import Locks
@@ -85,12 +86,7 @@ class Pools:
     def status(self) -> PoolReport:
         """How the pool is now. Asks only the kernel and the ledger, changes nothing, waits for nobody."""
         record = self._ledger.store()
-        pool = self._keeper.pool(record)
-        try:
-            status = pool.status() if pool.is_active() else None
-        except NotFound:
-            status = None
-        return self._report(record, status)
+        return self._report(record, self._status(record))
 
     def activate(self) -> None:
         """Bring the pool up, as any change does."""
@@ -108,7 +104,8 @@ class Pools:
     def extend(self, *, data_size: int | None = None, metadata_size: int | None = None) -> PoolReport:
         """Grow the pool's data, metadata or both to a size in bytes, while it is in use; I/O pauses for a moment.
 
-        For a block device that has grown, no size means all of it. Raises InvalidValue: it never shrinks.
+        For a block device that has grown, no size means all of it. Raises InvalidValue: it never shrinks, and has room
+        only within the regions of a disk that was divided.
         """
         with suppress(NoMetadataSpace):  # what this may be about to mend
             self.activate()
@@ -117,6 +114,27 @@ class Pools:
             if record.data_target is not None or record.metadata_target is not None:
                 self._keeper.grow(record)
         return self.status()
+
+    def extend_if_due(self) -> bool:
+        """Extend the pool if dm.thinp_autoextend_threshold says so, as far as its disk has room; whether it did.
+
+        For a daemon to call every few seconds: a pool without data space fails its writers after a minute. An active
+        pool only, and nothing but a few questions where nothing is due. Raises what `extend` does.
+        """
+        record = self._ledger.store()
+        policy = autoextend.policy_of(record)
+        status = self._status(record) if policy else None
+        if policy is None or status is None or not any(autoextend.sizes_due(policy, self._layout, record, status)):
+            return False
+        with suppress(NoMetadataSpace):  # what this is about to mend
+            self.activate()
+        with self._locks.own_pool():
+            record = self._ledger.store()
+            data_size, metadata_size = autoextend.sizes_due(policy, self._layout, record, self._keeper.status(record))
+            if not data_size and not metadata_size:
+                return False  # another was faster
+            self._keeper.grow(self._keeper.require_growth(record, data_size, metadata_size))
+        return True
 
     def set_options(self, texts: Iterable[str]) -> None:
         """Keep these storage options in the store instead of those that it has. The caller has checked them."""
@@ -164,10 +182,18 @@ class Pools:
             block.remove_file(self._layout.lock)
         block.remove_folders(self._layout.root)
 
+    def _status(self, record: StoreRecord) -> PoolStatus | None:
+        """The kernel's line, None while the pool is down."""
+        pool = self._keeper.pool(record)
+        try:
+            return pool.status() if pool.is_active() else None
+        except NotFound:
+            return None
+
     def _data_backing(self, record: StoreRecord) -> Backing:
         if not record.pool:
             return self._layout.data(record)
-        return Backing(block.node_of(self._keeper.pool(record).table().data_device), is_file=False)
+        return BlockDevice(block.node_of(self._keeper.pool(record).table().data_device))
 
     def _report(self, record: StoreRecord, status: PoolStatus | None) -> PoolReport:
         volumes = self._ledger.volumes()
@@ -206,7 +232,7 @@ def _trim_some(space_map: SpaceMap, backing: Backing, block_size: int, done: int
     index = space_map.index()
     total = len(index.bitmaps)
     release = block.punch if backing.is_file else block.discard
-    with block.opened(backing.path, os.O_RDWR) as fd:
+    with block.opened(backing.path if backing.is_file else backing.node(), os.O_RDWR) as fd:
         while done < total:
             for first, count in space_map.free_ranges(index, done, _PUNCH_AT_LEAST // block_size):
                 try:
@@ -222,4 +248,3 @@ def _trim_some(space_map: SpaceMap, backing: Backing, block_size: int, done: int
             if time.monotonic() > deadline:
                 break
     return done, total
-

@@ -47,6 +47,10 @@ _MIGRATIONS = (
     CREATE INDEX volume_under_way ON volume (device_id) WHERE state <> 'ready';
     """,
     "ALTER TABLE volume ADD COLUMN uses INTEGER NOT NULL DEFAULT 0 CHECK (uses >= 0)",
+    """
+    ALTER TABLE store ADD COLUMN metadata_size INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE store ADD COLUMN border INTEGER NOT NULL DEFAULT 0;
+    """,
 )
 """Each script takes the schema one version further; a ledger's `user_version` counts those it has had."""
 

@@ -1,9 +1,9 @@
-"""Names."""
+"""Names: of volumes, and of their devices."""
 
 import pytest
 
 from dmthin.errors import InvalidValue
-from dmthin.store.model import Kind, check_name
+from dmthin.store.model import Kind, StoreRecord, StoreState, check_name, new_uuid
 
 
 @pytest.mark.parametrize("name", ["a", "web-1", "A_b.c", "0", "x" * 128])
@@ -24,3 +24,11 @@ def test_names_for_neither(name: str) -> None:
     for kind in (Kind.CONTAINER, Kind.IMAGE):
         with pytest.raises(InvalidValue):
             check_name(name, kind)
+
+
+def test_whose_device_a_name_is() -> None:
+    record = StoreRecord(new_uuid(), StoreState.READY, 65536, "data", "metadata", "", (), 1, False)
+    assert record.device_id_of(record.device_name(7)) == 7
+    others = (f"{record.prefix}-tdata", f"{record.prefix}-", f"{record.prefix}7", "dmthin-0-7", "7")
+    for name in (record.pool_name, *others):
+        assert record.device_id_of(name) is None

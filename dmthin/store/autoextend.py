@@ -1,0 +1,49 @@
+"""When a pool with a disk for itself is due to be extended, and how far: Docker's dm.thinp_autoextend options."""
+
+from dmthin.kernel.thin import PoolMode, PoolStatus
+from dmthin.pool.backing import Backing
+from dmthin.store.directlvm import DirectLvm
+from dmthin.store.layout import Layout
+from dmthin.store.model import StoreRecord
+from dmthin.store.options import StorageOptions, parse_pairs
+from dmthin.units import METADATA_BLOCK, round_up
+
+
+def policy_of(record: StoreRecord) -> DirectLvm | None:
+    """The store's wish to be extended by itself, None without one."""
+    if not record.border:
+        return None
+    direct = StorageOptions.from_pairs(parse_pairs(record.options)).direct
+    return direct if direct is not None and direct.extends else None
+
+
+def sizes_due(
+    policy: DirectLvm, layout: Layout, record: StoreRecord, status: PoolStatus
+) -> tuple[int | None, int | None]:
+    """The bytes that data and metadata are due to have, each None if it has enough or its region no more room.
+
+    A pool that the kernel would not extend (failed, in need of a check) is due for nothing.
+    """
+    if status.mode is PoolMode.FAIL or status.needs_check:
+        return None, None
+    data_size = metadata_size = None
+    if _is_full(policy, status.data_used_blocks, status.data_total_blocks):
+        now = status.data_total_blocks * record.block_size
+        data_size = _larger(policy, layout.data(record), now, record.block_size)
+    metadata_room = status.metadata_total_blocks - status.metadata_reserve_blocks
+    if _is_full(policy, status.metadata_net_used_blocks, metadata_room):
+        now = status.metadata_total_blocks * METADATA_BLOCK
+        metadata_size = _larger(policy, layout.metadata(record), now, METADATA_BLOCK)
+    return data_size, metadata_size
+
+
+def _is_full(policy: DirectLvm, used: int, room: int) -> bool:
+    return used * 100 >= room * policy.threshold
+
+
+def _larger(policy: DirectLvm, backing: Backing, now: int, step: int) -> int | None:
+    """The size after `now` bytes, in whole steps; None at the end of the region."""
+    wanted = round_up(now + max(now * policy.extend_percent // 100, step), step)
+    limit = backing.limit()
+    size = wanted if limit is None else min(wanted, limit // step * step)
+    return size if size > now else None
