@@ -1,0 +1,1 @@
+"""What `scripts/bench` is made of: how runs are timed, and one module for each thing that is measured."""
