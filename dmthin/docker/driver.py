@@ -23,6 +23,7 @@ from dmthin.store.store import Store
 logger = logging.getLogger(__name__)
 
 _TRAVERSABLE = 0o711
+_ATTEMPTS = 3
 
 
 class Driver:
@@ -88,16 +89,20 @@ class Driver:
         store, snapshots = self.store, self.store.snapshots
         size = parse_volume_size(request.options)
         parent = store.ledger.ready(request.parent) if request.parent else None
-        try:
-            if parent is None:
-                snapshots.create_first(request.id, kind, size)
-                self._give_root(request.id)
-            else:
-                snapshots.create(request.id, kind, parent, size)
-        except AlreadyExists:
-            if not _is_repeated(store.ledger.find(request.id), kind, parent, size):
-                raise
-            return
+        for attempt in range(_ATTEMPTS):
+            try:
+                if parent is None:
+                    snapshots.create_first(request.id, kind, size)
+                    self._give_root(request.id)
+                else:
+                    snapshots.create(request.id, kind, parent, size)
+                break
+            except AlreadyExists:
+                found = self._await_made(request.id)
+                if found is not None and _is_repeated(found, kind, parent, size):
+                    return
+                if found is not None or attempt + 1 == _ATTEMPTS:
+                    raise
         logger.info("created the %s %s of %s", kind, request.id, request.parent or "nothing")
 
     def remove(self, layer: str) -> None:
@@ -172,6 +177,14 @@ class Driver:
         new.write_text(json.dumps(content))
         new.rename(self._memory)
 
+    def _await_made(self, layer: str) -> Volume | None:
+        """A layer, once nobody is making it any more; None if that has failed."""
+        volume = self.store.ledger.find(layer)
+        if volume is not None and volume.state is State.MAKING:
+            self.store.locks.volume(volume.device_id).release()  # which its maker has until it is done
+            volume = self.store.ledger.find(layer)
+        return volume
+
     def _give_root(self, layer: str) -> None:
         """Let the root of a first layer belong to the containers' root."""
         owners = [_host_id(ranges) for ranges in self.id_ranges]
@@ -193,9 +206,9 @@ def _host_id(ranges: IdRanges) -> int:
     return 0
 
 
-def _is_repeated(volume: Volume | None, kind: Kind, parent: Volume | None, size: int | None) -> bool:
+def _is_repeated(volume: Volume, kind: Kind, parent: Volume | None, size: int | None) -> bool:
     """Whether a layer that is in the way was made by the same request: dockerd repeats one whose answer it missed."""
-    if volume is None or volume.state is not State.READY or volume.kind is not kind:
+    if volume.state is not State.READY or volume.kind is not kind:
         return False
     if parent is not None and volume.parent != parent.device_id:
         return False

@@ -8,9 +8,9 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import AbstractContextManager, AsyncExitStack, aclosing, asynccontextmanager
 from typing import Any, TypeVar
 
 from aiohttp import web
@@ -243,23 +243,26 @@ def _failed(request: web.Request, error: DmthinError, status: int) -> web.Respon
     return _answer({"Err": str(error)}, status)
 
 
-async def _streamed(request: web.Request, pieces: AsyncIterator[bytes], content_type: str) -> web.StreamResponse:
+async def _streamed(
+    request: web.Request, source: AsyncGenerator[bytes, None], content_type: str
+) -> web.StreamResponse:
     """Send pieces as they come. A failure before the first is raised; a later one breaks the connection off."""
-    first = await anext(pieces, b"")
-    response = web.StreamResponse(headers={"Content-Type": content_type})
-    await response.prepare(request)
-    try:
-        await response.write(first)
-        async for piece in pieces:
-            await response.write(piece)
-        await response.write_eof()
-    except DmthinError as error:
-        logger.error("%s: broken off: %s", request.path.removeprefix("/"), error)
-        if request.transport is not None:
-            request.transport.abort()
-    except ConnectionError:
-        logger.debug("%s: dockerd has read enough", request.path.removeprefix("/"))  # Go's reader of JSON does so
-    return response
+    async with aclosing(source) as pieces:
+        first = await anext(pieces, b"")
+        response = web.StreamResponse(headers={"Content-Type": content_type})
+        await response.prepare(request)
+        try:
+            await response.write(first)
+            async for piece in pieces:
+                await response.write(piece)
+            await response.write_eof()
+        except DmthinError as error:
+            logger.error("%s: broken off: %s", request.path.removeprefix("/"), error)
+            if request.transport is not None:
+                request.transport.abort()
+        except ConnectionError:
+            logger.debug("%s: dockerd has read enough", request.path.removeprefix("/"))  # Go's reader of JSON does so
+        return response
 
 
 async def _read(request: web.Request) -> bytes:

@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
 from aiohttp import StreamReader
@@ -53,8 +53,8 @@ async def apply(job: Job, body: Body) -> int:
         return await _result(running, report)
 
 
-async def produce(job: Job) -> AsyncIterator[bytes]:
-    """What a job writes, in pieces. Raises what the job reports, after the last of them."""
+async def produce(job: Job) -> AsyncGenerator[bytes, None]:
+    """What a job writes, in pieces. Raises what the job reports, after the last of them. To be closed in any case."""
     async with _started(job, reads=True) as (running, report):
         assert running.stdout is not None
         while piece := await running.stdout.read(_PIECE):
@@ -86,6 +86,8 @@ async def _started(
         finally:
             with suppress(ProcessLookupError):
                 running.kill()
+            while running.stdout is not None and await running.stdout.read(_PIECE):
+                pass  # asyncio learns of its end only while it reads
             await running.wait()
     finally:
         os.close(report)

@@ -4,7 +4,7 @@ import errno
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from dmthin.errors import AlreadyExists, InUse, KernelError, NotFound
@@ -108,9 +108,13 @@ class ThinVolume:
 
         Nothing to do for an inactive volume. A guard process resumes it should this process die meanwhile.
         """
-        if self.info() is None:
-            yield
-            return
-        self.pool.require_data_space(0)
-        with Guard(self.name):
+        with ExitStack() as held:
+            if self.info() is not None:
+                self.pool.require_data_space(0)
+                try:
+                    held.enter_context(Guard(self.name))
+                except KernelError:
+                    # A device whose removal was deferred goes with its last user, just now for instance.
+                    if self.info() is not None:
+                        raise
             yield

@@ -3,6 +3,7 @@
 import os
 import subprocess
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -98,6 +99,14 @@ def test_what_is_repeated_is_done_once(driver: Driver) -> None:
         driver.create(layer("x", "nothing"), Kind.IMAGE)
     driver.put("m")
     driver.put("never")
+
+
+def test_what_is_repeated_while_it_is_done_waits_for_it(driver: Driver) -> None:
+    for name, parent in (("image", ""), ("m", "image")):
+        with ThreadPoolExecutor(8) as threads:
+            calls = [threads.submit(driver.create, layer(name, parent), Kind.IMAGE) for _ in range(8)]
+        assert [call.result() for call in calls] == [None] * 8
+    assert [volume.name for volume in driver.store.ledger.volumes()] == ["@base/ext4/256M", "image", "m"]
 
 
 def test_storage_options_of_a_layer(driver: Driver) -> None:

@@ -4,13 +4,16 @@ import os
 import subprocess
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Self
 
 import pytest
 
 from dmthin.errors import AlreadyExists, InvalidValue, NotFound
 from dmthin.kernel import mount
+from dmthin.pool import volume
+from dmthin.pool.guard import Guard
 from dmthin.store.model import Kind
 from dmthin.store.store import Store
 from dmthin.units import GIB, MIB
@@ -205,6 +208,22 @@ def test_own_work_needs_no_mount_and_hinders_nobody(store: Store, layer: str) ->
         assert store.ledger.find(layer) is None
     store.pool.activate()
     assert store.ledger.unfinished() == []
+
+
+def test_an_origin_whose_device_goes_just_now(store: Store, layer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    own_work = ExitStack()
+    own_work.enter_context(store.snapshots.opened(layer))
+
+    class LateGuard(Guard):
+        """Comes when the device that was there has gone with its last user."""
+
+        def __enter__(self) -> Self:
+            own_work.close()
+            return super().__enter__()
+
+    monkeypatch.setattr(volume, "Guard", LateGuard)
+    child(store, "web", layer)
+    assert (store.snapshots.acquire("web") / "file").read_text() == "below\n"
 
 
 def test_size(store: Store, layer: str) -> None:

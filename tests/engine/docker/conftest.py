@@ -47,9 +47,9 @@ def docker(the_docker: Docker) -> Iterator[Docker]:
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Show what both daemons said last where a test fails."""
     report = yield
-    engine = getattr(item, "funcargs", {}).get("docker")
-    if report.failed and isinstance(engine, Docker):
-        report.sections.append(("the daemons' last words", engine.logs()))
+    engines = [value for value in getattr(item, "funcargs", {}).values() if isinstance(value, Docker)]
+    if report.failed:
+        report.sections += [("the daemons' last words", engine.logs()) for engine in dict.fromkeys(engines)]
     return report
 
 

@@ -6,12 +6,15 @@ import tarfile
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from dmthin.kernel import mount
 from tests.engine.docker.conftest import SMALL
-from tests.engine.docker.harness import SCRATCH, Docker, Plugin, tar_of, traces
+from tests.engine.docker.harness import SCRATCH, Docker, Plugin, tar_of, traces, until
 
 
 @pytest.fixture(scope="module")
@@ -230,3 +233,118 @@ def test_counts_survive_a_restart_of_dmthin(plugin: Plugin, served: Docker) -> N
     again.ok("Put", ID="layer")
     assert not place.exists()
     again.close()
+
+
+def test_a_layer_is_mounted_from_the_first_get_to_the_last_put(plugin: Plugin, served: Docker) -> None:
+    plugin.ok("Create", ID="layer")
+    plugin.ok("Create", ID="other", Parent="layer")
+    other = Path(plugin.ok("Get", ID="other")["Dir"])
+    plugin.ok("Put", ID="layer")
+    place = Path(plugin.ok("Get", ID="layer")["Dir"])
+    assert plugin.ok("Get", ID="layer")["Dir"] == str(place)
+    (place / "file").touch()
+    plugin.ok("Put", ID="layer")
+    assert (place / "file").exists()
+    for _ in range(3):
+        plugin.ok("Put", ID="layer")
+        assert not place.exists()
+    assert plugin.ok("Get", ID="layer")["Dir"] == str(place)
+    assert (place / "file").exists()
+    plugin.ok("Put", ID="layer")
+    assert other.exists()
+    plugin.ok("Put", ID="other")
+    assert mounted(served) == []
+
+
+def mounted(served: Docker) -> list[str]:
+    return [entry.target for entry in mount.under(served.home) if entry.target != str(served.home / "mnt")]
+
+
+@pytest.mark.parametrize("opened", [False, True], ids=["mounted", "with an open file"])
+def test_a_layer_is_removed_while_it_is_mounted(plugin: Plugin, served: Docker, opened: bool) -> None:
+    """BuildKit ends its views so, without a Put."""
+    plugin.ok("Create", ID="layer")
+    place = Path(plugin.ok("Get", ID="layer")["Dir"])
+    with (place / "file").open("w") as file:
+        if not opened:
+            file.close()
+        plugin.ok("Remove", ID="layer")
+        assert mounted(served) == []
+        assert plugin.ok("Exists", ID="layer") == {"Exists": False}
+        plugin.ok("Create", ID="layer")
+        again = Path(plugin.ok("Get", ID="layer")["Dir"])
+        assert again == place
+        assert list(again.iterdir()) == []
+        plugin.ok("Put", ID="layer")
+    with served.store() as store:
+        until(lambda: not store.ledger.unfinished(), 30)
+
+
+def test_init_again_leaves_what_is_mounted(plugin: Plugin, served: Docker) -> None:
+    plugin.ok("Create", ID="layer")
+    place = Path(plugin.ok("Get", ID="layer")["Dir"])
+    (place / "file").touch()
+    for _ in range(3):
+        plugin.ok("Init", Home=str(served.home), Opts=list(SMALL))
+    assert (place / "file").exists()
+    assert plugin.ok("Get", ID="layer")["Dir"] == str(place)
+    plugin.ok("Put", ID="layer")
+    assert (place / "file").exists()
+    plugin.ok("Put", ID="layer")
+    assert not place.exists()
+
+
+def test_cleanup_takes_everything_down_and_init_brings_it_back(plugin: Plugin, served: Docker) -> None:
+    plugin.ok("Create", ID="layer")
+    plugin.apply("layer", tar_of({"a": b"1"}))
+    plugin.ok("Get", ID="layer")
+    assert traces(served) != []
+    for _ in range(2):
+        plugin.ok("Cleanup")
+        assert traces(served) == []
+    plugin.ok("Init", Home=str(served.home), Opts=list(SMALL))
+    assert (Path(plugin.ok("Get", ID="layer")["Dir"]) / "a").read_bytes() == b"1"
+    plugin.ok("Put", ID="layer")
+
+
+def test_a_reader_that_leaves_in_the_middle_of_a_diff(plugin: Plugin, served: Docker) -> None:
+    plugin.ok("Create", ID="layer")
+    plugin.apply("layer", tar_of({f"f{number}": b"x" * 1_000_000 for number in range(30)}))
+    reader = Plugin(served.plugin)
+    reader.request("POST", "/GraphDriver.Diff", json.dumps({"ID": "layer"}))
+    assert len(reader.getresponse().read(100_000)) == 100_000
+    reader.close()
+    plugin.ok("Remove", ID="layer")
+    with served.store() as store:
+        until(lambda: not store.ledger.unfinished(), 30)
+        assert store.ledger.find("layer") is None
+
+
+def test_the_same_call_from_many_at_once(plugin: Plugin, served: Docker) -> None:
+    def from_all(method: str, **fields: object) -> list[Any]:
+        def one(_: int) -> Any:
+            connection = Plugin(served.plugin)
+            try:
+                return connection.ok(method, **fields)
+            finally:
+                connection.close()
+
+        with ThreadPoolExecutor(12) as threads:
+            return list(threads.map(one, range(12)))
+
+    assert from_all("Create", ID="layer") == [{}] * 12
+    (place,) = {answer["Dir"] for answer in from_all("Get", ID="layer")}
+    assert Path(place).is_dir()
+    from_all("Put", ID="layer")
+    assert not Path(place).exists()
+    assert from_all("Remove", ID="layer") == [{}] * 12
+
+
+@pytest.mark.parametrize("body", [b"{", b"[]", b"null", b'{"ID": 7}', b'{"ID": "x"' + b" " * (8 << 20) + b"}"])
+def test_a_body_that_is_no_request_is_answered(plugin: Plugin, body: bytes) -> None:
+    status, answer = plugin.raw("GraphDriver.Create", body)
+    assert json.loads(answer)["Err"], status
+    if len(body) < 1000:  # who sends more than is read may have to connect again
+        assert status == 200
+    plugin.close()
+    assert plugin.ok("Exists", ID="x") == {"Exists": False}

@@ -1,0 +1,135 @@
+"""What is really in an image: every file of its top layer with all that a tar can carry of it."""
+
+import hashlib
+import io
+import json
+import os
+import stat
+import tarfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.engine.docker.harness import Docker, Plugin
+
+CAPABILITY = "security.capability"
+NET_RAW = bytes.fromhex("0100000200200000000000000000000000000000")
+"""A file capability as the kernel keeps it (revision 2): cap_net_raw, permitted and effective."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One file. `links` are the names it has in the tree, `content` is a digest, a link's target, a device's number."""
+
+    mode: int
+    owner: tuple[int, int]
+    mtime: int
+    content: str
+    links: tuple[str, ...]
+    attributes: tuple[tuple[str, bytes], ...]
+
+
+def tree(root: Path) -> dict[str, Entry]:
+    """Every file below a folder, by its path."""
+    names: dict[int, list[str]] = {}
+    found: dict[str, os.stat_result] = {}
+    for folder, folders, files in os.walk(root):
+        for name in (*folders, *files):
+            path = os.path.join(folder, name)
+            found[os.path.relpath(path, root)] = status = os.lstat(path)
+            if not stat.S_ISDIR(status.st_mode):
+                names.setdefault(status.st_ino, []).append(os.path.relpath(path, root))
+    return {
+        name: Entry(
+            mode=status.st_mode,
+            owner=(status.st_uid, status.st_gid),
+            mtime=int(status.st_mtime),
+            content=_content(root / name, status),
+            links=tuple(sorted(names.get(status.st_ino, [name]))),
+            attributes=tuple(
+                (key, os.getxattr(root / name, key, follow_symlinks=False))
+                for key in sorted(os.listxattr(root / name, follow_symlinks=False))
+            ),
+        )
+        for name, status in found.items()
+    }
+
+
+def _content(path: Path, status: os.stat_result) -> str:
+    if stat.S_ISLNK(status.st_mode):
+        return os.readlink(path)
+    if stat.S_ISREG(status.st_mode):
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    return str(status.st_rdev)
+
+
+def top_layer(docker: Docker, image: str) -> str:
+    """The graphdriver's id of an image's uppermost layer."""
+    first, *others = json.loads(docker("image", "inspect", "-f", "{{json .RootFS.Layers}}", image))
+    chain: str = first
+    for layer in others:
+        chain = f"sha256:{hashlib.sha256(f'{chain} {layer}'.encode()).hexdigest()}"
+    record = docker.data_root / "image" / docker.driver / "layerdb" / chain.replace(":", "/") / "cache-id"
+    return record.read_text().strip()
+
+
+@contextmanager
+def opened(docker: Docker, image: str) -> Iterator[Path]:
+    """An image's files, without a container that dockerd would put its own into."""
+    plugin = Plugin(docker.plugin)
+    layer = top_layer(docker, image)
+    try:
+        yield Path(plugin.ok("Get", ID=layer)["Dir"])
+    finally:
+        plugin.ok("Put", ID=layer)
+        plugin.close()
+
+
+def files_of(docker: Docker, image: str) -> dict[str, Entry]:
+    """Every file of an image."""
+    with opened(docker, image) as root:
+        return tree(root)
+
+
+def odd_tar() -> bytes:
+    """A tar of whatever a layer may hold."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as tar:
+
+        def add(name: str, content: bytes = b"", **fields: object) -> None:
+            info = tarfile.TarInfo(name)
+            info.size, info.mtime, info.mode = len(content), 1_600_000_000, 0o644
+            for field, value in fields.items():
+                setattr(info, field, value)
+            tar.addfile(info, io.BytesIO(content))
+
+        def folder(name: str, mode: int = 0o755) -> None:
+            add(name, type=tarfile.DIRTYPE, mode=mode)
+
+        for name in ("etc", "odd", "odd/" + "long" * 40):
+            folder(name)
+        folder("odd/sticky", 0o1777)
+        folder("odd/closed", 0o700)
+        add("odd/setuid", b"#!/bin/sh\n", mode=0o4755)
+        add("odd/setgid", b"#!/bin/sh\n", mode=0o2755)
+        add("odd/owned", b"mine\n", uid=1234, gid=5678)
+        add("odd/large-id", b"far\n", uid=3_000_000_000, gid=3_000_000_001)
+        add("odd/capable", b"#!/bin/sh\n", mode=0o755, pax_headers=_attributes({CAPABILITY: NET_RAW}))
+        add("odd/user", b"", pax_headers=_attributes({"user.word": b"kept"}))
+        add("odd/linked", b"one file, two names\n")
+        add("odd/linked-too", type=tarfile.LNKTYPE, linkname="odd/linked")
+        add("odd/link", type=tarfile.SYMTYPE, linkname="linked", mode=0o777)
+        add("odd/dangling", type=tarfile.SYMTYPE, linkname="/nowhere", mode=0o777)
+        add("odd/fifo", type=tarfile.FIFOTYPE)
+        add("odd/null", type=tarfile.CHRTYPE, devmajor=1, devminor=3, mode=0o666)
+        add("odd/empty")
+        add("odd/holes", b"\0" * 3_000_000 + b"end")
+        add("odd/" + "long" * 40 + "/" + "n" * 200, b"long\n")
+        add("odd/sch\u00f6n \u732b", b"unicode\n")
+    return buffer.getvalue()
+
+
+def _attributes(values: dict[str, bytes]) -> dict[str, str]:
+    """Extended attributes as PAX records; tarfile writes their bytes as they are."""
+    return {f"SCHILY.xattr.{key}": value.decode("utf-8", "surrogateescape") for key, value in values.items()}
