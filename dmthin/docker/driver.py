@@ -16,6 +16,7 @@ from dmthin.docker.home import open_home
 from dmthin.docker.protocol import IdRanges, InitRequest, LayerRequest
 from dmthin.docker.status import Pairs, metadata, status_pairs
 from dmthin.errors import AlreadyExists, DmthinError, InUse, Unavailable
+from dmthin.store.behind import Behind
 from dmthin.store.model import Kind, State, Volume
 from dmthin.store.options import parse_volume_size
 from dmthin.store.store import Store
@@ -31,6 +32,7 @@ class Driver:
 
     def __init__(self, memory: Path) -> None:
         self._memory = memory
+        self._behind = Behind("docker")
         self._lock = threading.Lock()
         self._store: Store | None = None
         self._init: InitRequest | None = None
@@ -41,14 +43,15 @@ class Driver:
             known = json.loads(self._memory.read_bytes())
             ranges = [tuple(tuple(entry) for entry in known[key]) for key in ("uid_ranges", "gid_ranges")]
             self._init = InitRequest(Path(known["home"]), (), *ranges)
-            self._store = Store(self._init.home)
+            self._store = self._adopt(Store(self._init.home))
         except FileNotFoundError:
             return
         except (DmthinError, OSError, ValueError, KeyError, TypeError) as error:
             logger.warning("the store that was served before is not opened: %s", error)
 
     def close(self) -> None:
-        """Let go of the store; its pool, devices and mounts stay."""
+        """Let go of the store, what is under way ended first; its pool, devices and mounts stay."""
+        self._behind.close()
         if self._store is not None:
             self._store.close()
 
@@ -79,7 +82,7 @@ class Driver:
             except BaseException:
                 store.close()
                 raise
-            self._store, self._init = store, request
+            self._store, self._init = self._adopt(store), request
         logger.info("serving the store in %s", request.home)
         with suppress(DmthinError):  # a full pool must not keep dockerd from starting, and from removing things
             store.snapshots.prepare_base()
@@ -136,6 +139,7 @@ class Driver:
         """Unmount everything and take the pool down, as far as nobody uses it."""
         store = self.store
         store.snapshots.unmount_all()
+        self._behind.drain()  # a change that comes after the pool is down would bring it up again
         try:
             store.pool.deactivate()
         except InUse as error:
@@ -159,6 +163,13 @@ class Driver:
         if store.pool.extend_if_due():
             report = store.pool.status()
             logger.info("extended the pool: data %d, metadata %d bytes", report.data_size, report.metadata_size)
+
+    def _adopt(self, store: Store) -> Store:
+        """Let a thread do what dockerd need not wait for, and first what a process before us had left to its own."""
+        store.snapshots.behind = self._behind
+        with suppress(DmthinError):
+            store.snapshots.deactivate_idle()
+        return store
 
     def _require_same_home(self, home: Path) -> None:
         """Raise InUse for a second dockerd: calls do not say whose they are."""

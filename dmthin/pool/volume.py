@@ -106,10 +106,11 @@ class ThinVolume:
     def quiesced(self) -> Iterator[None]:
         """Hold the volume's I/O, its file system consistent on the disk, while a snapshot is taken of it.
 
-        Nothing to do for an inactive volume. A guard process resumes it should this process die meanwhile.
+        Nothing to do for a volume that nobody has open: the last close has written out what there was (the kernel's
+        blkdev_put). A guard process resumes it should this process die meanwhile.
         """
         with ExitStack() as held:
-            if self.info() is not None:
+            if (info := self.info()) and (info.open_count or info.suspended):
                 self.pool.require_data_space(0)
                 try:
                     held.enter_context(Guard(self.name))

@@ -28,14 +28,17 @@ _VOLUME = 16
 
 
 class Lock:
-    """A held lock; `release` may be called twice."""
+    """A lock on an open file of its own; `release` may be called twice."""
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int, held: set[int], offset: int) -> None:
         self.fd = fd
+        self._held = held
+        self.offset = offset
 
     def release(self) -> None:
         """Give the lock back."""
         if self.fd >= 0:
+            self._held.discard(self.offset)
             # A child that was forked meanwhile has the same open file description, and closing ours would not do.
             with suppress(OSError):
                 fcntl.fcntl(self.fd, _F_OFD_SETLK, _FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, 0, 0, 0))
@@ -54,6 +57,8 @@ class Locks:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._held: set[int] = set()
+        """The volumes' locks that this object has given: to try those again needs no system call."""
 
     @contextmanager
     def share_pool(self) -> Iterator[None]:
@@ -71,11 +76,18 @@ class Locks:
 
     def volume(self, device_id: int) -> Lock:
         """Wait for a volume's lock."""
-        return self._take(_VOLUME + device_id)
+        return self._note(self._take(_VOLUME + device_id))
+
+    def share_volume(self, device_id: int) -> Lock:
+        """Wait for a volume's lock, shared with others of this kind."""
+        return self._take(_VOLUME + device_id, shared=True)
 
     def try_volume(self, device_id: int) -> Lock | None:
         """A volume's lock, None while another holds it."""
-        return self._try(_VOLUME + device_id)
+        if _VOLUME + device_id in self._held:
+            return None
+        lock = self._try(_VOLUME + device_id)
+        return self._note(lock) if lock else None
 
     def metadata_snapshot(self) -> Lock:
         """Wait for the right to the pool's one metadata snapshot."""
@@ -87,7 +99,7 @@ class Locks:
 
     def _take(self, offset: int, *, shared: bool = False) -> Lock:
         while True:
-            lock = Lock(self._open())
+            lock = Lock(self._open(), self._held, offset)
             try:
                 fcntl.fcntl(lock.fd, _F_OFD_SETLKW, _request(offset, shared=shared))
                 if self._is_current(lock.fd):
@@ -98,7 +110,7 @@ class Locks:
             lock.release()
 
     def _try(self, offset: int) -> Lock | None:
-        lock = Lock(self._open())
+        lock = Lock(self._open(), self._held, offset)
         try:
             fcntl.fcntl(lock.fd, _F_OFD_SETLK, _request(offset, shared=False))
         except OSError as error:
@@ -106,6 +118,10 @@ class Locks:
             if error.errno in (errno.EAGAIN, errno.EACCES):
                 return None
             raise os_failure(error, f"lock {self._path}") from None
+        return lock
+
+    def _note(self, lock: Lock) -> Lock:
+        self._held.add(lock.offset)
         return lock
 
     def _is_current(self, fd: int) -> bool:

@@ -7,16 +7,18 @@ ledger keeps it. It counts only while the kernel has the mount.
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
-from dmthin.errors import InUse, InvalidValue, NotFound
+from dmthin.errors import InUse, InvalidValue, NoDataSpace, NoMetadataSpace, NotFound
 from dmthin.kernel import detached, holders, mount
 from dmthin.kernel.devicemapper import DeviceInfo
 from dmthin.pool import filesystem
 from dmthin.store.bases import Bases
+from dmthin.store.behind import AtOnce, Later
 from dmthin.store.layout import Layout
 from dmthin.store.ledger import Ledger
 from dmthin.store.model import Kind, State, Volume
@@ -25,6 +27,12 @@ from dmthin.store.volumes import Volumes
 from dmthin.units import format_exact
 
 logger = logging.getLogger(__name__)
+
+_REMOVAL_SECONDS = 0.25
+"""What is left of a removal waits for this long, so that it does not slow its own caller's next calls down."""
+
+_LINGER_SECONDS = 2.0
+"""How long a device stays that nobody has open: each activation costs three events of udev's."""
 
 _ATTEMPTS = 4
 _PAUSE_SECONDS = 0.05
@@ -41,6 +49,8 @@ class Snapshots:
         self._volumes = volumes
         self._bases = bases
         self._options = options
+        self.behind: Later = AtOnce()
+        """Who does what callers need not wait for; a daemon has a thread for it."""
 
     def create(
         self, name: str, kind: Kind, parent: Volume, size: int | None = None, *, activate: bool = False
@@ -48,30 +58,14 @@ class Snapshots:
         """Make a snapshot of a volume, its file system grown where `size` in bytes is more than the parent's.
 
         All of it is made or nothing. Raises AlreadyExists, NotFound (the parent is gone), InvalidValue (a size below
-        the parent's), NoDataSpace.
+        the parent's), NoDataSpace and NoMetadataSpace (once removals that are under way have not helped).
         """
-        if size is not None and size < parent.size:
-            raise InvalidValue(
-                f"size {format_exact(size)} is less than the {format_exact(parent.size)} of the {parent.title}",
-                hint="a volume is never smaller than what it was made from",
-            )
-        if size is not None:
-            filesystem.by_name(parent.file_system).require_size(size)
-        grows = size is not None and size > parent.size
-        making = self._volumes.making(
-            name,
-            kind,
-            size=size or parent.size,
-            file_system=parent.file_system,
-            parent=parent,
-            activate=activate or grows,
-        )
-        with making as volume:
-            if grows:
-                self._volumes.fill_device(volume)
-                if activate:
-                    self._volumes.activate(volume)
-        return volume.with_state(State.READY)
+        try:
+            return self._create(name, kind, parent, size, activate=activate)
+        except (NoDataSpace, NoMetadataSpace):
+            if not self.behind.drain():
+                raise
+            return self._create(name, kind, parent, size, activate=activate)
 
     def create_first(self, name: str, kind: Kind, size: int | None = None) -> Volume:
         """Make a volume without a parent: a snapshot of a golden base, of dm.basesize unless `size` in bytes is given.
@@ -90,16 +84,16 @@ class Snapshots:
     def remove(self, name: str) -> None:
         """Remove a volume whatever uses it; fine if there is none. What is busy goes with its last user.
 
-        Where dm.use_deferred_deletion forbids that, raises InUse, which names the users. Its snapshots stay.
+        Where dm.use_deferred_deletion forbids that, raises InUse, which names the users. Its snapshots stay, its name
+        is free at once, and its space comes back behind the caller.
         """
         if (volume := self._ledger.find(name)) is None or volume.state is State.REMOVING:
             return
         with suppress(NotFound):
             if not self._options.deferred_deletion:
                 self._unmount(volume)
-            self._volumes.remove(volume, force=True, orphaning=True)
-        if (left := self._ledger.by_id(volume.device_id)) and (info := self._volumes.info(left)):
-            logger.warning("the removed %s is still in use by %s", volume.title, _users(info))
+            finish = self._volumes.begin_removal(volume, force=True, orphaning=True)
+            self.behind.later(_REMOVAL_SECONDS, partial(self._finish_removal, volume, finish))
 
     def acquire(self, name: str, options: str = "") -> Path:
         """Mount a volume, or count one use more of its mount; the folder is the same each time.
@@ -119,10 +113,12 @@ class Snapshots:
     def release(self, name: str) -> None:
         """Count one use less, and unmount what nobody uses; fine if there is no such volume or mount.
 
-        A busy mount is tried again for a moment, then detached; a busy device goes with its last user.
+        A busy mount is tried again for a moment, then detached; a busy device goes with its last user. One that is not
+        stays for a moment, behind the caller: an engine often asks for the same volume again.
         """
         if (volume := self._ledger.find(name)) is None:
             return
+        idle = False
         with suppress(NotFound), self._volumes.locked(volume) as volume:
             mounted = self._is_mounted(volume, self._layout.mount_point(name))
             left = max(volume.uses - 1, 0) if mounted else 0
@@ -130,6 +126,11 @@ class Snapshots:
                 self._count(volume, left)
             if mounted and not left:
                 self._unmount_locked(volume)
+                idle = self._is_idle(volume)
+                if not idle:
+                    self._deactivate(volume)
+        if idle:
+            self._let_linger(volume)
 
     @contextmanager
     def opened(self, name: str) -> Iterator[int]:
@@ -147,10 +148,13 @@ class Snapshots:
             yield root
         finally:
             os.close(root)
-            with suppress(NotFound), self._volumes.locked(volume) as volume:
-                info = self._volumes.info(volume)
-                if info is not None and not mount.of_device(info.dev):
-                    self._volumes.deactivate(volume)
+            self._let_linger(volume)
+
+    def deactivate_idle(self) -> None:
+        """Remove the devices that nobody has open: a process that died may have left them for `behind` to remove."""
+        for volume in self._ledger.volumes():
+            if volume.state is State.READY and self._is_idle(volume):
+                self._let_linger(volume)
 
     def forget_lost_uses(self) -> None:
         """Let each mount count one use at most: the engine that counted has ended, and counts anew from what it finds.
@@ -170,6 +174,30 @@ class Snapshots:
         """The names of the volumes that are mounted for somebody."""
         return [entry.target for entry in mount.under(self._layout.mounts) if entry.target != str(self._layout.mounts)]
 
+    def _create(self, name: str, kind: Kind, parent: Volume, size: int | None, *, activate: bool) -> Volume:
+        if size is not None and size < parent.size:
+            raise InvalidValue(
+                f"size {format_exact(size)} is less than the {format_exact(parent.size)} of the {parent.title}",
+                hint="a volume is never smaller than what it was made from",
+            )
+        if size is not None:
+            filesystem.by_name(parent.file_system).require_size(size)
+        grows = size is not None and size > parent.size
+        making = self._volumes.making(
+            name,
+            kind,
+            size=size or parent.size,
+            file_system=parent.file_system,
+            parent=parent,
+            activate=activate or grows,
+        )
+        with self._volumes.unchanged(parent), making as volume:
+            if grows:
+                self._volumes.fill_device(volume)
+                if activate:
+                    self._volumes.activate(volume)
+        return volume.with_state(State.READY)
+
     def _base(self, size: int | None) -> Volume:
         options = self._options
         return self._bases.ensure(options.file_system, size or options.base_size, options.mkfs_arguments)
@@ -178,6 +206,7 @@ class Snapshots:
         with self._volumes.locked(volume) as volume:
             self._count(volume, 0)
             self._unmount_locked(volume)
+            self._deactivate(volume)
 
     def _unmount_locked(self, volume: Volume) -> None:
         info = self._volumes.info(volume)
@@ -186,8 +215,30 @@ class Snapshots:
         for entry in reversed(mount.of_device(info.dev)):
             self._unmount_patiently(volume, info, Path(entry.target))
         self._volumes.drop_mount_point(volume)
+
+    def _is_idle(self, volume: Volume) -> bool:
+        """Whether a volume has a device, which nobody has open."""
+        info = self._volumes.info(volume)
+        return info is not None and not info.open_count
+
+    def _let_linger(self, volume: Volume) -> None:
+        """Deactivate a volume in a moment, if it is not mounted then."""
+        self.behind.later(_LINGER_SECONDS, partial(self._deactivate_unmounted, volume))
+
+    def _deactivate(self, volume: Volume) -> None:
         if not self._volumes.deactivate(volume) and (left := self._volumes.info(volume)):
             logger.warning("the device of the %s is still in use by %s", volume.title, _users(left))
+
+    def _deactivate_unmounted(self, volume: Volume) -> None:
+        with suppress(NotFound), self._volumes.locked(volume) as volume:
+            info = self._volumes.info(volume)
+            if info is not None and not mount.of_device(info.dev):
+                self._volumes.deactivate(volume)
+
+    def _finish_removal(self, volume: Volume, finish: Callable[[], None]) -> None:
+        finish()
+        if (left := self._ledger.by_id(volume.device_id)) and (info := self._volumes.info(left)):
+            logger.warning("the removed %s is still in use by %s", volume.title, _users(info))
 
     def _unmount_patiently(self, volume: Volume, info: DeviceInfo, target: Path) -> None:
         for attempt in range(_ATTEMPTS):

@@ -80,7 +80,7 @@ class Volumes:
         """Make a volume: a snapshot of `origin` (by default the parent), or empty; READY when the block ends well.
 
         Whatever ends the block otherwise, or this process, leaves no volume. `parent` is what the ledger calls its
-        descent; `activate` makes its block device at once.
+        descent; `activate` makes its block device at once. Who calls keeps others from mounting the origin meanwhile.
         Raises AlreadyExists (the name), NotFound (the parent is gone), NoDataSpace.
         """
         origin = origin or parent
@@ -107,20 +107,35 @@ class Volumes:
         Raises InUse for one that is mounted, open or, unless that is `orphaning` them, has children. With `force` a
         mount is detached lazily and the rest is left to the last user's end, if dm.use_deferred_deletion allows.
         """
+        self.begin_removal(volume, force=force, orphaning=orphaning)()
+
+    def begin_removal(self, volume: Volume, *, force: bool = False, orphaning: bool = False) -> Callable[[], None]:
+        """`remove` up to where the volume is gone for everybody, and durably so; what this returns does the rest.
+
+        That holds the volume's lock until it has been called, once.
+        """
         require_no_children = (lambda _: None) if orphaning else self._ledger.require_childless
-        with self.locked(volume) as volume, self._change() as pool:
-            thin = self.thin(pool, volume)
-            require_no_children(volume)
-            if force and self._options.deferred_deletion:
-                busy.detach(thin.info())
-            else:
-                busy.require_unused(volume, thin.info())
-            with self._ledger.transaction(f"remove {volume.name}"):
+        with ExitStack() as held:
+            volume = held.enter_context(self.locked(volume))
+            with self._change() as pool:
+                thin = self.thin(pool, volume)
                 require_no_children(volume)
-                doomed = replace(volume, name=f"@removing/{volume.device_id}", state=State.REMOVING)
-                self._ledger.save(doomed)
-            self.drop_mount_point(volume)
-            self._end(pool, doomed)
+                if force and self._options.deferred_deletion:
+                    busy.detach(thin.info())
+                else:
+                    busy.require_unused(volume, thin.info())
+                with self._ledger.transaction(f"remove {volume.name}"):
+                    require_no_children(volume)
+                    doomed = replace(volume, name=f"@removing/{volume.device_id}", state=State.REMOVING)
+                    self._ledger.save(doomed)
+                self.drop_mount_point(volume)
+            rest = held.pop_all()
+
+        def finish() -> None:
+            with rest, self._change() as pool:
+                self._end(pool, doomed)
+
+        return finish
 
     def activate(self, volume: Volume) -> DeviceInfo:
         """Make the block device of a volume, or find it made."""
@@ -362,7 +377,8 @@ class Volumes:
             logger.info("the %s is still in use and goes with its last user", volume.title)
             return
         pool.thin.delete(volume.device_id)
-        with self._ledger.transaction(f"forget {volume.name}"):
+        # A record that a power cut brings back is of a volume that the pool does not have, and ends again.
+        with self._ledger.transaction(f"forget {volume.name}", durable=False):
             self._ledger.forget(volume)
 
     def _require_host_room(self, record: StoreRecord) -> None:
@@ -375,6 +391,12 @@ class Volumes:
                 f"the file system below {self._layout.root} has only {format_size(free)} free",
                 hint="free some space there, or run: dmthin pool trim",
             )
+
+    @contextmanager
+    def unchanged(self, volume: Volume) -> Iterator[None]:
+        """Meanwhile nobody mounts, unmounts or removes a volume, but others may hold it unchanged as well."""
+        with self._locks.share_volume(volume.device_id):
+            yield
 
     @contextmanager
     def locked(self, volume: Volume) -> Iterator[Volume]:

@@ -16,13 +16,17 @@ import tarfile
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from benchlib.timings import Timings
+from dmthin.store.store import Store
 from tests.engine.docker.harness import ROOTFS, SCRATCH, Docker, Plugin, tar_of
+from tests.waiting import until
 
 ROUNDS = 15
+IN_A_ROW = 10
 FILES = 5000
 POOL = ("dm.loopdatasize=20G", "dm.loopmetadatasize=128M", "dm.basesize=2G", "dm.fs=ext4")
 OLD, NEW, NONE = "devicemapper", "dmthin", "vfs"
@@ -81,6 +85,17 @@ class Engine:
         container = self._time("create", lambda: self._create(_TINY))
         self._time("rm", lambda: self._remove(container))
         self._timings.add(f"create + rm: {self.driver}", *(f"{part}: {self.driver}" for part in PARTS))
+
+    def many_in_a_row(self) -> None:
+        """Containers created and removed without a pause, until nothing is left to do behind the answers."""
+        self._time("in a row", self._many_in_a_row)
+
+    def _many_in_a_row(self) -> None:
+        for _ in range(IN_A_ROW):
+            self._remove(self._create(_TINY))
+        if self.driver == NEW:
+            with Store(self.docker.home) as store:
+                until(lambda: not store.ledger.unfinished())
 
     def start_and_commit(self) -> None:
         """A container of a real root file system, with a program that runs, and a file that becomes a layer."""
@@ -160,6 +175,15 @@ def write_mount_points(root: Path) -> None:
     (root / "etc/mtab").symlink_to("/proc/mounts")
 
 
+def install_rules() -> None:
+    """What `dmthin system install` does, for this start of the machine only."""
+    folder = Path("/run/udev/rules.d")
+    folder.mkdir(parents=True, exist_ok=True)
+    for rules in files("dmthin").joinpath("data", "udev").iterdir():
+        (folder / rules.name).write_text(rules.read_text())
+    subprocess.run(["udevadm", "control", "--reload"], check=True)
+
+
 def settle() -> None:
     """Let what the last step left to udevd and the disk be done before the next is timed."""
     subprocess.run(["udevadm", "settle"], check=True)
@@ -193,6 +217,7 @@ def archive_of(layer: bytes) -> tuple[bytes, str]:
 def bench(rounds: int) -> int:
     """The measurement itself, as root in a guest."""
     timings = Timings()
+    install_rules()
     with ExitStack() as stack:
         engines = []
         for driver in (OLD, NEW, NONE):
@@ -216,6 +241,7 @@ def bench(rounds: int) -> int:
             calls.round(number)
             if number < few:
                 for engine in (old, new) if number % 2 else (new, old):
+                    engine.many_in_a_row()
                     engine.start_and_commit()
                     engine.load_and_remove(archive, image)
 
@@ -231,7 +257,7 @@ def report(timings: Timings) -> None:
     """A table of medians with the ratio of both drivers; the driver's part; the goals."""
     print(f"{'dockerd, by its API':<34} {OLD:>22} {NEW:>22} {'old / new':>10}")
     print(f"{'':<34} {'median      90 %':>22} {'median      90 %':>22}")
-    for what in ("create", "rm", "create + rm", "start", "commit", "load", "rmi"):
+    for what in ("create", "rm", "create + rm", "in a row", "start", "commit", "load", "rmi"):
         cells = " ".join(_cell(timings, f"{what}: {driver}") for driver in (OLD, NEW))
         ratio = timings.median(f"{what}: {OLD}") / timings.median(f"{what}: {NEW}")
         print(f"{_long(what):<34} {cells} {ratio:>9.1f}x")
@@ -261,6 +287,7 @@ def _cell(timings: Timings, name: str) -> str:
 
 def _long(what: str) -> str:
     return {
+        "in a row": f"{IN_A_ROW} x create + rm, to their end",
         "start": "start (a real root file system)",
         "commit": "commit (one new file)",
         "load": f"load ({FILES} small files)",

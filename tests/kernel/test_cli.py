@@ -31,6 +31,7 @@ from dmthin.store.store import Store
 from dmthin.store.views import tree as tree_of
 from dmthin.units import GIB, MIB
 from tests.kernel.conftest import SMALL, fill, kernel_state, take_down
+from tests.waiting import until
 
 COMMAND = [str(Path(sys.executable).with_name("dmthin"))]
 SMALL_OPTIONS = [word for option in SMALL for word in ("--storage-opt", option)]
@@ -605,14 +606,6 @@ def importing(root: Path, *words: str, given: int = 4 * MIB, **options: Any) -> 
     return process
 
 
-def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:
-    """Until it is so."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come to this"
-        time.sleep(0.02)
-
-
 @pytest.mark.parametrize(
     ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
 )
@@ -621,7 +614,7 @@ def test_a_signal_in_an_import_leaves_nothing(
 ) -> None:
     before = picture(store)
     process = importing(store.layout.root)
-    wait_for(lambda: any(entry.target.startswith(f"{store.layout.root}/work/") for entry in mount.table()))
+    until(lambda: any(entry.target.startswith(f"{store.layout.root}/work/") for entry in mount.table()))
     process.send_signal(number)
     _, err = process.communicate()
     assert process.returncode == status
@@ -632,7 +625,7 @@ def test_a_signal_in_an_import_leaves_nothing(
 
 def test_impatience_leaves_no_traceback(store: Store, image: str) -> None:
     process = importing(store.layout.root)
-    wait_for(lambda: any(entry.target.startswith(f"{store.layout.root}/work/") for entry in mount.table()))
+    until(lambda: any(entry.target.startswith(f"{store.layout.root}/work/") for entry in mount.table()))
     for _ in range(5):
         process.send_signal(signal.SIGINT)
         time.sleep(0.01)
@@ -648,7 +641,7 @@ def test_a_signal_while_a_program_runs(store: Store, dmthin: Command) -> None:
     """mkfs works on the base when the signal comes."""
     before = picture(store)
     process = importing(store.layout.root, "--storage-opt", "size=100G", given=0)
-    wait_for(lambda: any(running.info["name"] == "mkfs.ext4" for running in psutil.process_iter(["name"])))
+    until(lambda: any(running.info["name"] == "mkfs.ext4" for running in psutil.process_iter(["name"])))
     process.send_signal(signal.SIGINT)
     _, err = process.communicate()
     assert process.returncode == 130, err

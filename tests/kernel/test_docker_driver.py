@@ -17,6 +17,7 @@ from dmthin.store.model import Kind
 from dmthin.store.store import Store
 from dmthin.units import GIB, MIB
 from tests.kernel.conftest import SMALL, fill, take_down
+from tests.waiting import until
 
 Init = Callable[..., None]
 IDS = ((0, 100000, 65536),)
@@ -81,7 +82,7 @@ def test_the_calls_of_a_container(driver: Driver) -> None:
     for name in ("m", "m-init", "image", "image", "never"):
         driver.remove(name)
     assert not driver.exists("m")
-    assert [volume.kind for volume in driver.store.ledger.volumes()] == [Kind.BASE]
+    until(lambda: [volume.kind for volume in driver.store.ledger.volumes()] == [Kind.BASE])
 
 
 def test_what_is_repeated_is_done_once(driver: Driver) -> None:

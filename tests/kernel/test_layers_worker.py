@@ -32,6 +32,7 @@ from dmthin.layers.tarwriter import TarWriter
 from tests.kernel.test_layers_as_root import CAPABILITY
 from tests.unit.test_layers_diff import seen
 from tests.unit.test_layers_tar import member, tar
+from tests.waiting import until
 
 DIRECTORY, SYMLINK, HARDLINK = tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE
 KEPT = sum(1 << number for number in (0, 1, 2, 3, 4, 21, 27, 31))
@@ -103,13 +104,6 @@ def child_of(worker: Spawned) -> int:
             return int(found[0])
         time.sleep(0.01)
     raise AssertionError("the worker has no child")
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.01)
 
 
 def is_gone(pid: int) -> bool:
@@ -239,7 +233,7 @@ def test_the_worker_is_shut_in(root: Path) -> None:
         begin = tar(member("first"), member("f", bytes(1 << 20)))[:-4096]
         worker.stdin.write(begin)
         worker.stdin.flush()
-        wait_for((root / "first").exists)
+        until((root / "first").exists)
         pid = child_of(worker)
         own = Path("/proc/self/ns")
         for kind in ("mnt", "pid", "net", "ipc", "uts"):
@@ -297,11 +291,11 @@ def test_the_parent_and_the_child_die_with_theirs(root: Path, tmp_path: Path) ->
                 assert starter.stdout
                 worker = int(starter.stdout.readline())
                 os.write(write_end, tar(member(victim), member("f", bytes(50_000)))[:3000])
-                wait_for((root / victim).exists)
+                until((root / victim).exists)
                 child = int(Path(f"/proc/{worker}/task/{worker}/children").read_text())
                 os.kill(starter.pid if victim == "grandparent" else worker, signal.SIGKILL)
-                wait_for(lambda worker=worker: is_gone(worker))  # type: ignore[misc]
-                wait_for(lambda child=child: is_gone(child))  # type: ignore[misc]
+                until(lambda worker=worker: is_gone(worker))  # type: ignore[misc]
+                until(lambda child=child: is_gone(child))  # type: ignore[misc]
                 starter.kill()
         os.close(write_end)
         with pytest.raises(KernelError, match="died without a report"):
@@ -566,7 +560,7 @@ def test_many_entries_in_little_memory(tmp_path: Path) -> None:
             for number in range(entries):
                 writer.add(Entry(b"d%d/file-with-a-name-%d" % (number % 200, number), EntryType.FILE, 0o644))
             worker.stdin.flush()
-            wait_for((target / f"d{(entries - 100) % 200}/file-with-a-name-{entries - 100}").exists, 300)
+            until((target / f"d{(entries - 100) % 200}/file-with-a-name-{entries - 100}").exists, 300)
             assert peak(child_of(worker)) < 70 << 20
             writer.end()
             worker.stdin.close()

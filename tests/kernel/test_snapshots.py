@@ -1,6 +1,7 @@
 """Snapshots as engines use them: any volume may have children; mounts are counted, and the count outlives a process."""
 
 import os
+import signal
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -14,9 +15,11 @@ from dmthin.errors import AlreadyExists, InvalidValue, NotFound
 from dmthin.kernel import mount
 from dmthin.pool import volume
 from dmthin.pool.guard import Guard
-from dmthin.store.model import Kind
+from dmthin.store.behind import Behind
+from dmthin.store.model import Kind, State
 from dmthin.store.store import Store
 from dmthin.units import GIB, MIB
+from tests.waiting import until
 
 
 @pytest.fixture
@@ -26,6 +29,15 @@ def layer(store: Store) -> str:
     (store.snapshots.acquire("layer") / "file").write_text("below\n")
     store.snapshots.release("layer")
     return "layer"
+
+
+@pytest.fixture
+def behind(store: Store) -> Iterator[Behind]:
+    """The thread of a daemon, whose store this is."""
+    behind = Behind("test")
+    store.snapshots.behind = behind
+    yield behind
+    behind.close()
 
 
 def child(store: Store, name: str, parent: str, size: int | None = None) -> None:
@@ -165,7 +177,7 @@ def test_a_leak_that_cannot_be_taken_back_is_named(
         store.snapshots.release(layer)
         assert "mounted at /mnt in its mount namespace" in caplog.text
     store.pool.activate()
-    assert store.volumes.info(store.ledger.ready(layer)) is None
+    until(lambda: store.volumes.info(store.ledger.ready(layer)) is None)  # the kernel removes it by a work queue
 
 
 def test_a_busy_volume_is_removed_with_its_last_user(store: Store, layer: str) -> None:
@@ -190,6 +202,77 @@ def test_what_may_not_be_deferred_is_an_error(store: Store, layer: str) -> None:
     assert store.ledger.find(layer) is None
 
 
+def test_a_daemon_leaves_a_device_for_a_moment(store: Store, layer: str, behind: Behind) -> None:
+    place = store.snapshots.acquire(layer)
+    (place / "more").write_text("written before the last close\n")
+    store.snapshots.release(layer)
+    assert store.volumes.info(store.ledger.ready(layer)) is not None
+    child(store, "web", layer)
+    with store.snapshots.opened("web") as root:
+        assert names(root) == ["file", "more"]
+    store.snapshots.acquire(layer)
+    behind.drain()
+    assert is_mounted(place), "what is in use again stays"
+    store.snapshots.release(layer)
+    behind.drain()
+    assert store.volumes.info(store.ledger.ready(layer)) is None
+    assert store.volumes.info(store.ledger.ready("web")) is None
+
+
+def test_a_daemon_removes_behind_its_caller(store: Store, layer: str, behind: Behind) -> None:
+    child(store, "web", layer)
+    store.snapshots.release("web")
+    store.snapshots.acquire("web")
+    store.snapshots.remove("web")
+    assert [volume.state for volume in store.ledger.unfinished()] == [State.REMOVING]
+    child(store, "web", layer)  # nor does this change take the rest out of the thread's hands
+    assert [volume.state for volume in store.ledger.unfinished()] == [State.REMOVING]
+    behind.drain()
+    assert store.ledger.unfinished() == []
+    assert [volume.name for volume in store.ledger.volumes() if volume.kind is not Kind.BASE] == [layer, "web"]
+
+
+def test_what_a_daemon_that_was_killed_had_before_it_is_done_by_the_next(store: Store, layer: str) -> None:
+    pid = os.fork()
+    if not pid:
+        with Store(store.layout.root) as doomed:
+            doomed.snapshots.behind = Behind("doomed")
+            child(doomed, "web", layer)
+            doomed.snapshots.acquire(layer)
+            doomed.snapshots.release(layer)
+            doomed.snapshots.remove("web")
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(pid, 0)
+    assert len(store.ledger.unfinished()) == 1
+    store.snapshots.deactivate_idle()
+    assert store.volumes.info(store.ledger.ready(layer)) is None
+    assert store.ledger.unfinished() == []
+
+
+def test_a_snapshot_is_whole_whoever_mounts_its_origin_meanwhile(store: Store, layer: str, behind: Behind) -> None:
+    def write() -> None:
+        for number in range(12):
+            place = store.snapshots.acquire(layer)
+            for name in ("a", "b"):
+                (place / name).write_text(f"{number}" * 9000)
+            store.snapshots.release(layer)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    made = 0
+    while writer.is_alive():
+        child(store, f"web{made}", layer)
+        made += 1
+    writer.join()
+    behind.drain()
+    for number in range(made):
+        volume = store.ledger.ready(f"web{number}")
+        info = store.volumes.activate(volume)
+        subprocess.run(["e2fsck", "-fn", info.node], check=True, stdout=subprocess.DEVNULL)
+        store.volumes.deactivate(volume)
+    assert made > 3
+
+
 def test_own_work_needs_no_mount_and_hinders_nobody(store: Store, layer: str) -> None:
     with store.snapshots.opened(layer) as root:
         assert names(root) == ["file"]
@@ -211,14 +294,16 @@ def test_own_work_needs_no_mount_and_hinders_nobody(store: Store, layer: str) ->
 
 
 def test_an_origin_whose_device_goes_just_now(store: Store, layer: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    own_work = ExitStack()
-    own_work.enter_context(store.snapshots.opened(layer))
+    user = ExitStack()
+    user.enter_context(sitting_in(store.snapshots.acquire(layer)))
+    store.snapshots.release(layer)
 
     class LateGuard(Guard):
         """Comes when the device that was there has gone with its last user."""
 
         def __enter__(self) -> Self:
-            own_work.close()
+            user.close()
+            until(lambda: store.volumes.info(store.ledger.ready(layer)) is None)
             return super().__enter__()
 
     monkeypatch.setattr(volume, "Guard", LateGuard)

@@ -8,8 +8,7 @@ import signal
 import socket
 import subprocess
 import tarfile
-import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -17,28 +16,19 @@ from typing import Any
 from dmthin.kernel import loop, mount
 from dmthin.kernel.dmioctl import IoctlDeviceMapper
 from dmthin.store.store import Store
+from tests.waiting import PATIENCE, until
 
 CACHE = Path(os.environ["DMTHIN_VM_CACHE"])
 ENGINES = CACHE / "engines"
 ROOTFS = CACHE / "rootfs.tar"
 SCRATCH = Path(os.environ["DMTHIN_VM_SCRATCH"])
 PLUGINS = Path("/run/docker/plugins")
-PATIENCE = 120.0
-"""Seconds until something that takes a few counts as hung."""
 
 _PATH = f"{ENGINES}/usr/bin:{ENGINES}/usr/sbin:{os.environ['PATH']}"
 
 
 class Failed(Exception):
     """A command of docker failed; the text is what it said."""
-
-
-def until(condition: Callable[[], object], seconds: float = PATIENCE) -> None:
-    """Wait for a condition."""
-    give_up = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < give_up, "this never came true"
-        time.sleep(0.1)
 
 
 class Daemon:

@@ -11,7 +11,8 @@ import pytest
 
 from dmthin.units import MIB
 from tests.engine.docker.conftest import MINI
-from tests.engine.docker.harness import SCRATCH, Docker, Failed, tar_of, traces, until
+from tests.engine.docker.harness import SCRATCH, Docker, Failed, tar_of, traces
+from tests.waiting import until
 
 FILES = 3000
 

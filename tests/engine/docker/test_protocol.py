@@ -14,7 +14,8 @@ import pytest
 
 from dmthin.kernel import mount
 from tests.engine.docker.conftest import SMALL
-from tests.engine.docker.harness import SCRATCH, Docker, Plugin, tar_of, traces, until
+from tests.engine.docker.harness import SCRATCH, Docker, Plugin, tar_of, traces
+from tests.waiting import until
 
 
 @pytest.fixture(scope="module")

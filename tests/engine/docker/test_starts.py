@@ -9,7 +9,8 @@ import pytest
 
 from dmthin.kernel import mount
 from tests.engine.docker.conftest import MINI
-from tests.engine.docker.harness import SCRATCH, Docker, tar_of, traces, until
+from tests.engine.docker.harness import SCRATCH, Docker, tar_of, traces
+from tests.waiting import until
 
 POOL = ("dm.loopdatasize=4G", "dm.loopmetadatasize=64M")
 

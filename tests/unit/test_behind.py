@@ -1,0 +1,89 @@
+"""Work behind callers: in order of its time, bounded, none of it lost."""
+
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from dmthin.errors import Unavailable
+from dmthin.store.behind import AtOnce, Behind
+
+
+@pytest.fixture
+def behind() -> Iterator[Behind]:
+    behind = Behind("test", most=3)
+    yield behind
+    behind.close()
+
+
+def test_the_caller_does_it_himself_and_gets_its_errors() -> None:
+    def fail() -> None:
+        raise Unavailable("no pool")
+
+    with pytest.raises(Unavailable):
+        AtOnce().later(1000, fail)
+
+
+def test_it_is_done_in_another_thread_by_its_time(behind: Behind) -> None:
+    done: list[str] = []
+    behind.later(0.3, lambda: done.append("second"))
+    behind.later(0.1, lambda: done.append(threading.current_thread().name))
+    assert done == []
+    deadline = time.monotonic() + 20
+    while len(done) < 2 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert done == ["test-behind", "second"]
+
+
+def test_draining_does_it_before_its_time(behind: Behind) -> None:
+    done: list[int] = []
+    behind.later(1000, lambda: done.append(2))
+    behind.later(900, lambda: done.append(1))
+    behind.drain()
+    assert done == [1, 2]
+    behind.later(1000, lambda: done.append(3))
+    assert done == [1, 2], "what comes afterwards has its time again"
+
+
+def test_draining_waits_for_what_is_under_way(behind: Behind) -> None:
+    begun, goes_on, done = threading.Event(), threading.Event(), []
+
+    def work() -> None:
+        begun.set()
+        goes_on.wait()
+        done.append("work")
+
+    behind.later(0, work)
+    begun.wait()
+    threading.Timer(0.1, goes_on.set).start()
+    behind.drain()
+    assert done == ["work"]
+
+
+def test_who_brings_too_much_does_it_himself(behind: Behind) -> None:
+    done: list[str] = []
+    for _ in range(3):
+        behind.later(1000, lambda: done.append("later"))
+    behind.later(1000, lambda: done.append("now"))
+    assert done == ["now"]
+    behind.close()
+    assert done == ["now", "later", "later", "later"]
+    behind.close()
+    behind.later(1000, lambda: done.append("after the end"))
+    assert done[-1] == "after the end"
+
+
+def test_a_failure_is_told_and_stops_nothing(behind: Behind, caplog: pytest.LogCaptureFixture) -> None:
+    done: list[int] = []
+
+    def fail() -> None:
+        raise Unavailable("no pool")
+
+    behind.later(0, fail)
+    behind.later(0, lambda: done.append(1 // 0))
+    behind.later(0, lambda: done.append(1))
+    behind.drain()
+    assert done == [1]
+    assert "no pool" in caplog.text
+    assert "ZeroDivisionError" in caplog.text
