@@ -28,7 +28,7 @@ def the_docker(mini: bytes) -> Iterator[Docker]:
         docker("rm", "-f", container)
     docker("image", "prune", "-af")
     docker("builder", "prune", "-af")
-    assert docker.unknown_volumes() == []
+    docker.await_only_known_volumes()
     docker.stop()
     assert traces(docker) == []
 

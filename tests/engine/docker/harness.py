@@ -143,6 +143,10 @@ class Docker:
         with self.store() as store:
             return [v.name for v in store.ledger.volumes() if v.name not in known and not v.name.startswith("@base/")]
 
+    def await_only_known_volumes(self) -> None:
+        """What dockerd has removed goes behind it, in a moment."""
+        until(lambda: not self.unknown_volumes())
+
     def logs(self) -> str:
         """The last words of both daemons."""
         return "\n".join(

@@ -32,7 +32,7 @@ def images(docker: Docker) -> Iterator[list[str]]:
     for name in names:
         docker("rmi", "-f", name)
     docker("builder", "prune", "-af")
-    assert docker.unknown_volumes() == []
+    docker.await_only_known_volumes()
 
 
 def saved_and_loaded(docker: Docker, image: str, folder: Path) -> None:

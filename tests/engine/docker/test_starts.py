@@ -42,7 +42,7 @@ def restoring(mini: bytes) -> Iterator[Restoring]:
     docker.start()
     assert docker("ps", "-aq") == ""
     docker("image", "prune", "-af")
-    assert docker.unknown_volumes() == []
+    docker.await_only_known_volumes()
     docker.stop()
     assert traces(docker) == []
 
