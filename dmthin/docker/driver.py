@@ -168,7 +168,7 @@ class Driver:
         """Let a thread do what dockerd need not wait for, and first what a process before us had left to its own."""
         store.snapshots.behind = self._behind
         with suppress(DmthinError):
-            store.snapshots.deactivate_idle()
+            store.snapshots.deactivate_idle(Kind.IMAGE, Kind.CONTAINER)
         return store
 
     def _require_same_home(self, home: Path) -> None:

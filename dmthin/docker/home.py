@@ -8,11 +8,8 @@ import logging
 from collections.abc import Iterable
 from pathlib import Path
 
-from dmthin.errors import DmthinError, NotFound
-from dmthin.store.create import create_store
-from dmthin.store.layout import Layout
-from dmthin.store.ledger import Ledger
-from dmthin.store.model import StoreState
+from dmthin.errors import DmthinError
+from dmthin.store.create import create_store, is_store
 from dmthin.store.options import POOL_OPTIONS, StorageOptions, as_texts, parse_pairs
 from dmthin.store.store import Store
 from dmthin.units import format_exact
@@ -32,7 +29,7 @@ def open_home(home: Path, texts: Iterable[str]) -> Store:
     """
     given = parse_pairs(texts)
     StorageOptions.from_pairs(given)
-    if not _is_store(home):
+    if not is_store(home):
         logger.info("making a store in %s", home)
         return create_store(home, as_texts(given))
     with Store(home) as store:
@@ -53,15 +50,6 @@ def open_home(home: Path, texts: Iterable[str]) -> Store:
         store.close()
         raise
     return store
-
-
-def _is_store(home: Path) -> bool:
-    """Whether there is a finished store; what a process died making is cleared away when it is made anew."""
-    path = Layout(home.absolute().resolve()).ledger
-    try:
-        return Ledger(path).store().state is StoreState.READY
-    except NotFound:
-        return False
 
 
 def _keep_stored(key: str, given: str, stored: dict[str, str], settled: dict[str, str]) -> None:

@@ -1,12 +1,13 @@
 """The file systems that volumes carry: making, mounting, growing. ext4(5), mkfs.ext4(8), mkfs.xfs(8)."""
 
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from dmthin.errors import InvalidValue, KernelError
 from dmthin.failpoint import step
-from dmthin.kernel import process
+from dmthin.kernel import block, process
 from dmthin.units import KIB, MIB, TIB, format_exact
 
 _MKFS_SECONDS = 600.0
@@ -18,7 +19,7 @@ class FileSystem:
     """How one kind of file system is made, mounted and grown on a thin volume.
 
     `mount_options` go before the user's. A size in bytes below `min_size` is refused by mkfs, one above `max_size` by
-    the tools that grow it.
+    the tools that grow it. `own_inodes` are in use when it is empty.
     """
 
     name: str
@@ -26,6 +27,7 @@ class FileSystem:
     mount_options: str
     min_size: int
     max_size: int
+    own_inodes: int
 
     def make(self, node: str, arguments: Sequence[str]) -> None:
         """Run mkfs on a block device. The user's arguments come last, so that they win; ext4's -E are put together."""
@@ -39,6 +41,17 @@ class FileSystem:
                 process.run("xfs_growfs", "-d", str(mount_point), timeout=_GROW_SECONDS)
             else:
                 process.run("resize2fs", node, timeout=_GROW_SECONDS)
+
+    def is_clean(self, node: Path) -> bool:
+        """Whether it can be mounted from a device that takes no write, as its superblock tells; XFS's does not."""
+        return self.name == "ext4" and not _ext4(node).needs_recovery
+
+    def inodes(self, node: Path) -> int:
+        """The inodes in use but for the file system's own, as the superblock of an unmounted one tells."""
+        if self.name == "ext4":
+            return _ext4(node).inodes - self.own_inodes
+        allocated, free = struct.unpack_from(">QQ", block.read(node, _SUPERBLOCKS), _XFS_INODES)
+        return int(allocated) - int(free) - self.own_inodes
 
     def require_size(self, size: int) -> None:
         """Raise InvalidValue for a volume that this file system cannot fill."""
@@ -60,6 +73,7 @@ EXT4 = FileSystem(
     mount_options="",
     min_size=16 * MIB,
     max_size=16 * TIB,
+    own_inodes=10,
 )
 XFS = FileSystem(
     name="xfs",
@@ -68,8 +82,31 @@ XFS = FileSystem(
     mount_options="nouuid",
     min_size=300 * MIB,
     max_size=1024 * TIB,
+    own_inodes=3,
 )
 FILE_SYSTEMS = {fs.name: fs for fs in (EXT4, XFS)}
+
+
+_SUPERBLOCKS = 4096
+"""Bytes of a device in which both kinds have their superblock."""
+
+_EXT4_SUPERBLOCK = 1024
+_EXT4_RECOVER = 0x4
+_XFS_INODES = 128
+
+
+@dataclass(frozen=True, slots=True)
+class _Ext4:
+    inodes: int
+    needs_recovery: bool
+
+
+def _ext4(node: Path) -> _Ext4:
+    """Of a superblock (ext4(5)): s_inodes_count, s_free_inodes_count, s_feature_incompat."""
+    content = block.read(node, _SUPERBLOCKS)[_EXT4_SUPERBLOCK:]
+    count, free = (int(struct.unpack_from("<I", content, offset)[0]) for offset in (0x0, 0x10))
+    features = int(struct.unpack_from("<I", content, 0x60)[0])
+    return _Ext4(count - free, bool(features & _EXT4_RECOVER))
 
 
 _FIXED_EXTENDED = ("lazy_itable_init", "lazy_journal_init", "assume_storage_prezeroed")

@@ -9,6 +9,7 @@ from dmthin.errors import NeedsRepair, ToolFailed
 from dmthin.kernel import process
 
 _SECONDS = 1800.0
+_ADDED = re.compile(r'<(?:different|right_only)\b[^>]*\blength="(\d+)"')
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,13 @@ def usage(metadata: Path) -> dict[int, Usage]:
     """Exclusive and shared blocks of every volume, by id. The pool holds a metadata snapshot meanwhile."""
     rows = _thin_ls(metadata, "DEV,EXCLUSIVE_BLOCKS,SHARED_BLOCKS", live=True)
     return {device_id: Usage(exclusive, shared) for device_id, exclusive, shared in rows}
+
+
+def added_blocks(metadata: Path, before: int, after: int) -> int:
+    """The blocks that the volume `after` has and its origin `before` has not. The pool holds a metadata snapshot."""
+    line = ("thin_delta", "-m", "--thin1", str(before), "--thin2", str(after), str(metadata))
+    output = process.run(*line, timeout=_SECONDS).stdout
+    return sum(int(length) for length in _ADDED.findall(output))
 
 
 def _thin_ls(metadata: Path, fields: str, *, live: bool) -> Iterator[list[int]]:

@@ -53,6 +53,21 @@ def create_store(root: Path, options: Iterable[str] = (), *, force: bool = False
     return Store(layout.root)
 
 
+def is_store(root: Path) -> bool:
+    """Whether there is a finished store; what a process died making is cleared away when it is made anew."""
+    path = Layout(root.absolute().resolve()).ledger
+    try:
+        return Ledger(path).store().state is StoreState.READY
+    except NotFound:
+        return False
+
+
+def ensure_store(root: Path, options: Iterable[str] = ()) -> Store:
+    """The store in a folder, made if there is none. Raises what `create_store` and `Store` do."""
+    options = tuple(options)
+    return Store(root, options) if is_store(root) else create_store(root, options)
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
     """A store that could be made: everything that can be checked has been."""

@@ -25,7 +25,7 @@ _STORE_COLUMNS = (
     "uuid, state, block_size, data, metadata, pool, options, generation, clean, data_size, data_target,"
     " metadata_target, metadata_size, border"
 )
-_VOLUME_COLUMNS = "device_id, name, kind, state, size, file_system, parent, created, uses"
+VOLUME_COLUMNS = "device_id, name, kind, state, size, file_system, parent, created, uses, read_only"
 
 
 class Ledger:
@@ -117,24 +117,35 @@ class Ledger:
             ),
         )
 
+    def rows(self, query: str, *values: object) -> list[tuple[object, ...]]:
+        """What a query of this schema gives."""
+        try:
+            return self._connection.execute(query, values).fetchall()
+        except sqlite3.Error as error:
+            raise schema.failure(error, self._path) from None
+
+    def write(self, statement: str, *values: object) -> None:
+        """Carry out a change of this schema, inside a transaction."""
+        self._connection.execute(statement, values)
+
     def volumes(self) -> list[Volume]:
         """Every volume, by device id."""
-        return [_volume(row) for row in self._all(f"SELECT {_VOLUME_COLUMNS} FROM volume ORDER BY device_id")]
+        return [volume_of(row) for row in self.rows(f"SELECT {VOLUME_COLUMNS} FROM volume ORDER BY device_id")]
 
     def unfinished(self) -> list[Volume]:
         """The volumes with a change under way, or left behind by a process that died."""
-        query = f"SELECT {_VOLUME_COLUMNS} FROM volume WHERE state <> 'ready' ORDER BY device_id"
-        return [_volume(row) for row in self._all(query)]
+        query = f"SELECT {VOLUME_COLUMNS} FROM volume WHERE state <> 'ready' ORDER BY device_id"
+        return [volume_of(row) for row in self.rows(query)]
 
     def find(self, name: str) -> Volume | None:
         """The volume of that name, whatever its state."""
-        row = self._one(f"SELECT {_VOLUME_COLUMNS} FROM volume WHERE name = ?", name)
-        return _volume(row) if row else None
+        row = self._one(f"SELECT {VOLUME_COLUMNS} FROM volume WHERE name = ?", name)
+        return volume_of(row) if row else None
 
     def by_id(self, device_id: int) -> Volume | None:
         """The volume with that device id, whatever its state."""
-        row = self._one(f"SELECT {_VOLUME_COLUMNS} FROM volume WHERE device_id = ?", device_id)
-        return _volume(row) if row else None
+        row = self._one(f"SELECT {VOLUME_COLUMNS} FROM volume WHERE device_id = ?", device_id)
+        return volume_of(row) if row else None
 
     def ready(self, name: str, *kinds: Kind) -> Volume:
         """The volume of that name, of one of `kinds`, that is there for use. Raises NotFound."""
@@ -147,12 +158,29 @@ class Ledger:
             raise NotFound(f"{name!r} is {volume.kind.with_article}, not {other}", hint="see: dmthin list")
         return volume
 
+    def base_of(self, volume: Volume) -> Volume | None:
+        """The base that a volume descends from, None if that is gone."""
+        above: Volume | None = volume
+        while above is not None and above.kind is not Kind.BASE:
+            above = None if above.parent is None else self.by_id(above.parent)
+        return above
+
     def children(self, device_id: int) -> list[Volume]:
         """The volumes that descend from one, those that are being removed left out."""
-        query = f"SELECT {_VOLUME_COLUMNS} FROM volume WHERE parent = ? AND state <> 'removing' ORDER BY name"
-        return [_volume(row) for row in self._all(query, device_id)]
+        query = f"SELECT {VOLUME_COLUMNS} FROM volume WHERE parent = ? AND state <> 'removing' ORDER BY name"
+        return [volume_of(row) for row in self.rows(query, device_id)]
 
-    def add(self, name: str, kind: Kind, size: int, file_system: str, parent: Volume | None, locks: Locks) -> "Added":
+    def add(
+        self,
+        name: str,
+        kind: Kind,
+        size: int,
+        file_system: str,
+        parent: Volume | None,
+        locks: Locks,
+        *,
+        read_only: bool = False,
+    ) -> "Added":
         """Record a volume to be made, under a free device id whose lock this takes.
 
         The lock is held before the record can be seen, so nobody takes it for one that was left behind.
@@ -173,10 +201,11 @@ class Ledger:
             file_system=file_system,
             parent=parent.device_id if parent else None,
             created=int(time.time()),
+            read_only=read_only,
         )
         try:
-            places = ", ".join("?" * 9)
-            self._connection.execute(f"INSERT INTO volume ({_VOLUME_COLUMNS}) VALUES ({places})", _row(volume))
+            places = ", ".join("?" * 10)
+            self._connection.execute(f"INSERT INTO volume ({VOLUME_COLUMNS}) VALUES ({places})", _row(volume))
         except BaseException:
             lock.release()
             raise
@@ -184,7 +213,7 @@ class Ledger:
 
     def save(self, volume: Volume) -> None:
         """Write a volume's record."""
-        assignments = ", ".join(f"{name} = ?" for name in _VOLUME_COLUMNS.split(", "))
+        assignments = ", ".join(f"{name} = ?" for name in VOLUME_COLUMNS.split(", "))
         self._connection.execute(
             f"UPDATE volume SET {assignments} WHERE device_id = ?", (*_row(volume), volume.device_id)
         )
@@ -238,14 +267,8 @@ class Ledger:
         return connection
 
     def _one(self, query: str, *values: object) -> tuple[object, ...] | None:
-        rows = self._all(query, *values)
+        rows = self.rows(query, *values)
         return rows[0] if rows else None
-
-    def _all(self, query: str, *values: object) -> list[tuple[object, ...]]:
-        try:
-            return self._connection.execute(query, values).fetchall()
-        except sqlite3.Error as error:
-            raise schema.failure(error, self._path) from None
 
 
 class Added:
@@ -267,11 +290,13 @@ def _row(volume: Volume) -> tuple[object, ...]:
         volume.parent,
         volume.created,
         volume.uses,
+        int(volume.read_only),
     )
 
 
-def _volume(row: tuple[object, ...]) -> Volume:
-    device_id, name, kind, state, size, file_system, parent, created, uses = row
+def volume_of(row: tuple[object, ...]) -> Volume:
+    """The volume that a row of `VOLUME_COLUMNS` describes."""
+    device_id, name, kind, state, size, file_system, parent, created, uses, read_only = row
     return Volume(
         device_id=_int(device_id),
         name=str(name),
@@ -282,6 +307,7 @@ def _volume(row: tuple[object, ...]) -> Volume:
         parent=None if parent is None else _int(parent),
         created=_int(created),
         uses=_int(uses),
+        read_only=bool(read_only),
     )
 
 

@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
@@ -51,7 +52,7 @@ class Volume:
     """One volume. `size` in bytes; `parent` is the device id of the volume that it descends from, None for a base.
 
     `created` is in seconds since the epoch. `uses` counts those who asked for the volume's mount and have not let go of
-    it; it means nothing while the volume is not mounted.
+    it; it means nothing while the volume is not mounted. The device of a `read_only` volume takes no write.
     """
 
     device_id: int
@@ -63,6 +64,7 @@ class Volume:
     parent: int | None
     created: int
     uses: int = 0
+    read_only: bool = False
 
     @property
     def title(self) -> str:
@@ -71,6 +73,46 @@ class Volume:
 
     def with_state(self, state: State) -> "Volume":
         return replace(self, state=state)
+
+
+class SnapshotKind(StrEnum):
+    """What containerd calls a snapshot: an active one is written, a view read, a committed one has children."""
+
+    VIEW = "view"
+    ACTIVE = "active"
+    COMMITTED = "committed"
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A volume that containerd knows under a key of one snapshotter's, or under a name once it is committed.
+
+    `parent` is such a name, empty for a first layer. `created` and `updated` are nanoseconds since the epoch. `source`
+    is the key that a committed one had, and of such a one we keep what was counted once, None until then: `bytes` that
+    it has and its parent has not, and all its `inodes`.
+    """
+
+    volume: Volume
+    snapshotter: str
+    key: str
+    parent: str
+    labels: Mapping[str, str]
+    created: int
+    updated: int
+    source: str = ""
+    bytes: int | None = None
+    inodes: int | None = None
+
+    @property
+    def kind(self) -> SnapshotKind:
+        if self.volume.kind is Kind.IMAGE:
+            return SnapshotKind.COMMITTED
+        return SnapshotKind.VIEW if self.volume.read_only else SnapshotKind.ACTIVE
+
+    @property
+    def title(self) -> str:
+        """What an error calls it."""
+        return f"{self.kind} snapshot {self.key!r}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,9 +3,10 @@
 import errno
 import os
 import time
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from dmthin.errors import DmthinError, KernelError, NoMetadataSpace, NotFound
 from dmthin.failpoint import step
@@ -164,16 +165,13 @@ class Pools:
 
     def usage(self) -> dict[int, Usage]:
         """Exclusive and shared blocks of every volume by device id, from the pool's metadata."""
-        with self._locks.metadata_snapshot():
-            with self._change() as pool:
-                node = self._keeper.metadata_node(pool.record)
-                pool.thin.hold_metadata()
-            try:  # without the pool's lock: this reads all mappings, and nobody should have to wait for that
-                return metadata.usage(node)
-            finally:
-                with self._locks.share_pool():
-                    if pool.thin.is_active():
-                        pool.thin.release_metadata()
+        with self._held_metadata() as node:
+            return metadata.usage(node)
+
+    def added(self, before: int, after: int) -> int:
+        """The bytes of the volume with device id `after` that its origin `before` has not."""
+        with self._held_metadata() as node:
+            return metadata.added_blocks(node, before, after) * self._ledger.store().block_size
 
     def destroy(self) -> None:
         """Remove the pool, every volume and the store's files. Raises InUse while a volume is mounted or open."""
@@ -181,6 +179,20 @@ class Pools:
             self._keeper.destroy(self._ledger.store())
             block.remove_file(self._layout.lock)
         block.remove_folders(self._layout.root)
+
+    @contextmanager
+    def _held_metadata(self) -> Iterator[Path]:
+        """The metadata's device, with a snapshot of the metadata on it; no lock of the pool is held meanwhile."""
+        with self._locks.metadata_snapshot():
+            with self._change() as pool:
+                node = self._keeper.metadata_node(pool.record)
+                pool.thin.hold_metadata()
+            try:
+                yield node
+            finally:
+                with self._locks.share_pool():
+                    if pool.thin.is_active():
+                        pool.thin.release_metadata()
 
     def _status(self, record: StoreRecord) -> PoolStatus | None:
         """The kernel's line, None while the pool is down."""

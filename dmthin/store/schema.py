@@ -51,6 +51,22 @@ _MIGRATIONS = (
     ALTER TABLE store ADD COLUMN metadata_size INTEGER NOT NULL DEFAULT 0;
     ALTER TABLE store ADD COLUMN border INTEGER NOT NULL DEFAULT 0;
     """,
+    """
+    ALTER TABLE volume ADD COLUMN read_only INTEGER NOT NULL DEFAULT 0;
+    CREATE TABLE snapshot (
+        device_id INTEGER PRIMARY KEY REFERENCES volume (device_id) ON DELETE CASCADE,
+        snapshotter TEXT NOT NULL,
+        key TEXT NOT NULL,
+        parent TEXT NOT NULL,
+        labels TEXT NOT NULL,
+        created INTEGER NOT NULL,
+        updated INTEGER NOT NULL,
+        source TEXT NOT NULL,
+        bytes INTEGER,
+        inodes INTEGER,
+        UNIQUE (snapshotter, key)
+    ) STRICT;
+    """,
 )
 """Each script takes the schema one version further; a ledger's `user_version` counts those it has had."""
 

@@ -38,6 +38,13 @@ _ATTEMPTS = 4
 _PAUSE_SECONDS = 0.05
 
 
+Record = Callable[[Volume], None]
+
+
+def _nothing(_: Volume) -> None:
+    """No record but the volume's own."""
+
+
 class Snapshots:
     """The volumes of one store as an engine sees them."""
 
@@ -53,28 +60,52 @@ class Snapshots:
         """Who does what callers need not wait for; a daemon has a thread for it."""
 
     def create(
-        self, name: str, kind: Kind, parent: Volume, size: int | None = None, *, activate: bool = False
+        self,
+        name: str,
+        kind: Kind,
+        parent: Volume,
+        size: int | None = None,
+        *,
+        activate: bool = False,
+        read_only: bool = False,
+        record: Record = _nothing,
     ) -> Volume:
         """Make a snapshot of a volume, its file system grown where `size` in bytes is more than the parent's.
 
+        `activate` makes its block device, on which a `read_only` one takes no write; `record` adds to its record.
         All of it is made or nothing. Raises AlreadyExists, NotFound (the parent is gone), InvalidValue (a size below
         the parent's), NoDataSpace and NoMetadataSpace (once removals that are under way have not helped).
         """
+        create = partial(
+            self._create, name, kind, parent, size, activate=activate, read_only=read_only, record=record
+        )
         try:
-            return self._create(name, kind, parent, size, activate=activate)
+            return create()
         except (NoDataSpace, NoMetadataSpace):
             if not self.behind.drain():
                 raise
-            return self._create(name, kind, parent, size, activate=activate)
+            return create()
 
-    def create_first(self, name: str, kind: Kind, size: int | None = None) -> Volume:
+    def create_first(
+        self,
+        name: str,
+        kind: Kind,
+        size: int | None = None,
+        *,
+        base_size: int | None = None,
+        activate: bool = False,
+        read_only: bool = False,
+        record: Record = _nothing,
+    ) -> Volume:
         """Make a volume without a parent: a snapshot of a golden base, of dm.basesize unless `size` in bytes is given.
 
+        With a `base_size` a larger volume is made by growing one of that size, without a base of its own.
         Raises what `create` does.
         """
         self._ledger.require_free(name)
         with self._bases.kept():
-            return self.create(name, kind, self._base(size))
+            base = self._base(min(base_size, size or base_size) if base_size else size)
+            return self.create(name, kind, base, size, activate=activate, read_only=read_only, record=record)
 
     def prepare_base(self) -> None:
         """Make the golden base of first volumes now, if it is not there, so that none of them waits for mkfs."""
@@ -94,6 +125,32 @@ class Snapshots:
                 self._unmount(volume)
             finish = self._volumes.begin_removal(volume, force=True, orphaning=True)
             self.behind.later(_REMOVAL_SECONDS, partial(self._finish_removal, volume, finish))
+
+    def remove_unused(self, volume: Volume) -> None:
+        """Remove a volume that is not mounted, not open and has no children. Raises InUse, which says why not.
+
+        The name is free at once, and the space comes back behind the caller.
+        """
+        finish = self._volumes.begin_removal(volume)
+        self.behind.later(_REMOVAL_SECONDS, partial(self._finish_removal, volume, finish))
+
+    def copy(self, name: str, kind: Kind, origin: Volume, parent: Volume | None, *, record: Record = _nothing) -> None:
+        """Make a volume that holds what `origin` holds and descends, for the ledger, from `parent` or from its base.
+
+        Raises what `create` does.
+        """
+        parent = parent or self._ledger.base_of(origin)
+        making = self._volumes.making(
+            name,
+            kind,
+            size=origin.size,
+            file_system=origin.file_system,
+            parent=parent,
+            origin=origin,
+            record=record,
+        )
+        with self._volumes.unchanged(origin), making:
+            pass
 
     def acquire(self, name: str, options: str = "") -> Path:
         """Mount a volume, or count one use more of its mount; the folder is the same each time.
@@ -130,7 +187,7 @@ class Snapshots:
                 if not idle:
                     self._deactivate(volume)
         if idle:
-            self._let_linger(volume)
+            self.let_linger(volume)
 
     @contextmanager
     def opened(self, name: str) -> Iterator[int]:
@@ -148,13 +205,17 @@ class Snapshots:
             yield root
         finally:
             os.close(root)
-            self._let_linger(volume)
+            self.let_linger(volume)
 
-    def deactivate_idle(self) -> None:
+    def deactivate_idle(self, *kinds: Kind) -> None:
         """Remove the devices that nobody has open: a process that died may have left them for `behind` to remove."""
         for volume in self._ledger.volumes():
-            if volume.state is State.READY and self._is_idle(volume):
-                self._let_linger(volume)
+            if volume.kind in kinds and volume.state is State.READY and self._is_idle(volume):
+                self.let_linger(volume)
+
+    def let_linger(self, volume: Volume) -> None:
+        """Deactivate a volume in a moment, if it is not mounted then."""
+        self.behind.later(_LINGER_SECONDS, partial(self._deactivate_unmounted, volume))
 
     def forget_lost_uses(self) -> None:
         """Let each mount count one use at most: the engine that counted has ended, and counts anew from what it finds.
@@ -174,7 +235,17 @@ class Snapshots:
         """The names of the volumes that are mounted for somebody."""
         return [entry.target for entry in mount.under(self._layout.mounts) if entry.target != str(self._layout.mounts)]
 
-    def _create(self, name: str, kind: Kind, parent: Volume, size: int | None, *, activate: bool) -> Volume:
+    def _create(
+        self,
+        name: str,
+        kind: Kind,
+        parent: Volume,
+        size: int | None,
+        *,
+        activate: bool,
+        read_only: bool,
+        record: Record,
+    ) -> Volume:
         if size is not None and size < parent.size:
             raise InvalidValue(
                 f"size {format_exact(size)} is less than the {format_exact(parent.size)} of the {parent.title}",
@@ -190,13 +261,24 @@ class Snapshots:
             file_system=parent.file_system,
             parent=parent,
             activate=activate or grows,
+            read_only=read_only,
+            record=record,
         )
         with self._volumes.unchanged(parent), making as volume:
             if grows:
                 self._volumes.fill_device(volume)
-                if activate:
-                    self._volumes.activate(volume)
+            if activate and (grows or (read_only and self._replay_journal(volume))):
+                self._volumes.activate(volume)
         return volume.with_state(State.READY)
+
+    def _replay_journal(self, volume: Volume) -> bool:
+        """Let a read-only volume be mounted whose origin was not unmounted cleanly; whether it was deactivated."""
+        info = self._volumes.info(volume)
+        if info is None or filesystem.by_name(volume.file_system).is_clean(Path(info.node)):
+            return False
+        self._volumes.deactivate(volume)
+        with self._volumes.mounted_for_work(replace(volume, read_only=False)):
+            return True
 
     def _base(self, size: int | None) -> Volume:
         options = self._options
@@ -220,10 +302,6 @@ class Snapshots:
         """Whether a volume has a device, which nobody has open."""
         info = self._volumes.info(volume)
         return info is not None and not info.open_count
-
-    def _let_linger(self, volume: Volume) -> None:
-        """Deactivate a volume in a moment, if it is not mounted then."""
-        self.behind.later(_LINGER_SECONDS, partial(self._deactivate_unmounted, volume))
 
     def _deactivate(self, volume: Volume) -> None:
         if not self._volumes.deactivate(volume) and (left := self._volumes.info(volume)):

@@ -16,6 +16,7 @@ from dmthin.kernel.dmsetup import Dmsetup
 from dmthin.store.bases import Bases
 from dmthin.store.containers import Containers
 from dmthin.store.images import Images
+from dmthin.store.keyed import KeyedSnapshots
 from dmthin.store.layout import DEFAULT_ROOT, Layout
 from dmthin.store.ledger import Ledger
 from dmthin.store.locks import Locks
@@ -59,6 +60,7 @@ class Store:
         bases = Bases(self.ledger, self.locks, self.volumes)
         self.images = Images(self.ledger, self.volumes, bases, self.options)
         self.snapshots = Snapshots(self.layout, self.ledger, self.volumes, bases, self.options)
+        self.keyed = KeyedSnapshots(self.ledger, self.volumes, self.snapshots)
         self.containers = Containers(self.layout, self.ledger, self.volumes, self.snapshots)
         self.pool = Pools(self.layout, self.ledger, self.locks, self.keeper, self.change)
 

@@ -25,6 +25,7 @@ from dmthin.pool import filesystem
 from dmthin.pool.thinpool import ThinPool
 from dmthin.pool.volume import ThinVolume
 from dmthin.store import busy
+from dmthin.store.keys import Keys
 from dmthin.store.layout import Layout
 from dmthin.store.ledger import Ledger
 from dmthin.store.locks import Locks
@@ -64,6 +65,7 @@ class Volumes:
         self._options = options
         self._change = change
         self._mounter = Mounter(layout, options)
+        self._keys = Keys(ledger)
 
     @contextmanager
     def making(
@@ -76,11 +78,14 @@ class Volumes:
         parent: Volume | None,
         origin: Volume | None = None,
         activate: bool = False,
+        read_only: bool = False,
+        record: Callable[[Volume], None] = lambda _: None,
     ) -> Iterator[Volume]:
         """Make a volume: a snapshot of `origin` (by default the parent), or empty; READY when the block ends well.
 
         Whatever ends the block otherwise, or this process, leaves no volume. `parent` is what the ledger calls its
-        descent; `activate` makes its block device at once. Who calls keeps others from mounting the origin meanwhile.
+        descent; `activate` makes its block device at once, on which a `read_only` volume takes no write. `record` does
+        what belongs into the transaction that ends it. Who calls keeps others from mounting the origin meanwhile.
         Raises AlreadyExists (the name), NotFound (the parent is gone), NoDataSpace.
         """
         origin = origin or parent
@@ -89,17 +94,20 @@ class Volumes:
                 pool.thin.require_data_space(self._options.min_free_percent)
                 self._require_host_room(pool.record)
                 with self._ledger.transaction(f"make {name}"):
-                    added = self._ledger.add(name, kind, size, file_system, parent, self._locks)
+                    added = self._ledger.add(
+                        name, kind, size, file_system, parent, self._locks, read_only=read_only
+                    )
                     held.enter_context(added.lock)
                 volume = added.volume
                 with self._ending_on_failure(volume, pool):
                     self._create(pool, volume, origin)
                     if activate:
-                        self.thin(pool, volume).activate(pool.number)
+                        self._activate(pool, volume)
             with self._ending_on_failure(volume):
                 yield volume
                 with self._ledger.transaction(f"made {name}"):
                     self._ledger.save(volume.with_state(State.READY))
+                    record(volume.with_state(State.READY))
 
     def remove(self, volume: Volume, *, force: bool = False, orphaning: bool = False) -> None:
         """Remove a volume and give its space back.
@@ -128,6 +136,7 @@ class Volumes:
                     require_no_children(volume)
                     doomed = replace(volume, name=f"@removing/{volume.device_id}", state=State.REMOVING)
                     self._ledger.save(doomed)
+                    self._keys.forget(doomed)
                 self.drop_mount_point(volume)
             rest = held.pop_all()
 
@@ -140,7 +149,7 @@ class Volumes:
     def activate(self, volume: Volume) -> DeviceInfo:
         """Make the block device of a volume, or find it made."""
         with self._change() as pool:
-            return self.thin(pool, volume).activate(pool.number)
+            return self._activate(pool, volume)
 
     def deactivate(self, volume: Volume) -> bool:
         """Remove the block device. False: it is busy and goes with its last user, as dm.use_deferred_removal allows."""
@@ -317,7 +326,7 @@ class Volumes:
         """A volume's device, active and open meanwhile: the number N of /dev/dm-N cannot become another's."""
         with ExitStack() as held:
             with self._change() as pool:
-                info = self.thin(pool, volume).activate(pool.number)
+                info = self._activate(pool, volume)
                 held.enter_context(block.opened(Path(info.node)))
             yield info
 
@@ -325,6 +334,9 @@ class Volumes:
         """Write what a mounted volume has in memory to the pool; may wait for that, so no lock but the volume's."""
         if (info := self.info(volume)) and (mounts := mount.of_device(info.dev)):
             block.sync_file_system(Path(mounts[0].target))
+
+    def _activate(self, pool: ActivePool, volume: Volume) -> DeviceInfo:
+        return self.thin(pool, volume).activate(pool.number, read_only=volume.read_only)
 
     def _create(self, pool: ActivePool, volume: Volume, origin: Volume | None) -> None:
         """Send the pool's message. A device id that is there already is not ours, so only its record goes again."""
@@ -369,7 +381,9 @@ class Volumes:
             busy.detach(info)
         with suppress(OSError):
             work.rmdir()
-        if volume.state is State.REMOVING and self._options.discard and not (info and info.open_count):
+        # What a read-only volume has is its origin's, but for a journal that was replayed.
+        discard = volume.state is State.REMOVING and self._options.discard and not volume.read_only
+        if discard and not (info and info.open_count):
             with suppress(NotFound):
                 thin.activate(pool.number)
                 thin.discard_all()

@@ -244,7 +244,7 @@ def test_what_a_daemon_that_was_killed_had_before_it_is_done_by_the_next(store: 
             os.kill(os.getpid(), signal.SIGKILL)
     os.waitpid(pid, 0)
     assert len(store.ledger.unfinished()) == 1
-    store.snapshots.deactivate_idle()
+    store.snapshots.deactivate_idle(Kind.IMAGE)
     assert store.volumes.info(store.ledger.ready(layer)) is None
     assert store.ledger.unfinished() == []
 

@@ -1,0 +1,178 @@
+"""Snapshots by key, as containerd keeps them: prepared, written, committed under a name, and then parents of others.
+
+A key or name belongs to one snapshotter of the store; no snapshotter sees another's, nor bases, nor what others made.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+
+from dmthin.errors import AlreadyExists, InUse, InvalidValue, NotFound
+from dmthin.kernel.devicemapper import DeviceInfo
+from dmthin.store.keys import Keys, volume_name
+from dmthin.store.ledger import Ledger
+from dmthin.store.model import Kind, Snapshot, SnapshotKind, Volume
+from dmthin.store.snapshots import Snapshots
+from dmthin.store.volumes import Volumes
+
+_ATTEMPTS = 4
+_PAUSE_SECONDS = 0.05
+
+Labels = Mapping[str, str]
+
+
+class KeyedSnapshots:
+    """The snapshots of one store by snapshotter and key."""
+
+    def __init__(self, ledger: Ledger, volumes: Volumes, snapshots: Snapshots) -> None:
+        self._ledger = ledger
+        self._volumes = volumes
+        self._snapshots = snapshots
+        self._keys = Keys(ledger)
+
+    def get(self, snapshotter: str, key: str) -> Snapshot:
+        """The snapshot with that key or name. Raises NotFound."""
+        if (found := self._keys.find(snapshotter, key)) is None:
+            raise NotFound(f"snapshot {key!r} is not there")
+        return found
+
+    def all(self, snapshotter: str) -> list[Snapshot]:
+        """The snapshots of a snapshotter, as they are at this moment."""
+        return self._keys.all(snapshotter)
+
+    def prepare(
+        self,
+        snapshotter: str,
+        key: str,
+        parent: str,
+        labels: Labels,
+        *,
+        size: int | None = None,
+        base_size: int | None = None,
+        view: bool = False,
+    ) -> tuple[Snapshot, DeviceInfo]:
+        """Make an active snapshot or a view of a committed one, or of an empty file system; its device is there.
+
+        `size` in bytes is what was asked for, `base_size` what one without parent has otherwise.
+        Raises AlreadyExists (the key), NotFound (the parent), InvalidValue (it is not committed; the size is less than
+        its own), NoDataSpace, NoMetadataSpace.
+        """
+        self._require_free(snapshotter, key)
+        made: list[Snapshot] = []
+        create = partial(self._snapshots.create_first, size=size, base_size=base_size)
+        if parent:
+            create = partial(self._snapshots.create, parent=self._parent(snapshotter, parent).volume, size=size)
+        create(
+            volume_name(snapshotter, key),
+            Kind.CONTAINER,
+            activate=True,
+            read_only=view,
+            record=self._recorder(snapshotter, key, parent, labels, made.append),
+        )
+        return made[0], self._volumes.info(made[0].volume) or self.activate(made[0])
+
+    def activate(self, snapshot: Snapshot) -> DeviceInfo:
+        """The device of an active snapshot or a view, made if it is not there."""
+        with self._volumes.locked(snapshot.volume) as volume:
+            return self._volumes.activate(volume)
+
+    def commit(self, snapshotter: str, name: str, key: str, labels: Labels, parent: str = "") -> None:
+        """Let an active snapshot be known as `name`, unchanging from now on. To repeat it is fine.
+
+        Only the ledger is written before this returns. `parent`, if given, is to be the snapshot's own.
+        Raises NotFound (the key), AlreadyExists (the name), InvalidValue (another parent), InUse (it is not active).
+        """
+        active = self._keys.find(snapshotter, key)
+        done = self._keys.find(snapshotter, name)
+        if active is None and done is not None and done.source == key:
+            return
+        if active is None:
+            raise NotFound(f"snapshot {key!r} is not there")
+        if active.kind is not SnapshotKind.ACTIVE:
+            raise InUse(f"cannot commit the {active.title}", hint="only an active snapshot can be committed")
+        if parent and parent != active.parent:
+            raise InvalidValue(
+                f"cannot commit the {active.title} on {parent!r}", hint=f"its parent is {active.parent or 'none'!r}"
+            )
+        if done is not None:
+            raise AlreadyExists(f"the name {name!r} is that of the {done.title}")
+        with self._volumes.locked(active.volume) as volume:
+            now = time.time_ns()
+            committed = replace(volume, name=volume_name(snapshotter, name), kind=Kind.IMAGE)
+            snapshot = Snapshot(committed, snapshotter, name, active.parent, labels, now, now, source=key)
+            with self._ledger.transaction(f"commit {volume.name}"):
+                self._ledger.require_free(committed.name)
+                self._ledger.save(committed)
+                self._keys.save(snapshot)
+        self._snapshots.let_linger(committed)
+
+    def remove(self, snapshotter: str, key: str) -> None:
+        """Remove a snapshot; its key is free at once, its space comes back behind the caller.
+
+        Raises NotFound, InUse (it has children, is mounted or open; says by whom).
+        """
+        volume = self.get(snapshotter, key).volume
+        for attempt in range(_ATTEMPTS):
+            try:
+                self._snapshots.remove_unused(volume)
+            except InUse:
+                # udev and the like open a device for a moment; who has mounted it stays.
+                if attempt + 1 == _ATTEMPTS or self._ledger.children(volume.device_id):
+                    raise
+                time.sleep(_PAUSE_SECONDS)
+            else:
+                return
+
+    def relabel(self, snapshotter: str, key: str, change: Callable[[Labels], Labels]) -> Snapshot:
+        """Give a snapshot the labels that `change` makes of its own. Raises NotFound."""
+        with self._ledger.transaction(f"label {key}"):
+            before = self.get(snapshotter, key)
+            after = replace(before, labels=change(before.labels), updated=time.time_ns())
+            self._keys.save(after)
+        return after
+
+    def held(self, label: str, value: str) -> Snapshot | None:
+        """A committed snapshot of any snapshotter of this store that has this label."""
+        return self._keys.held(label, value)
+
+    def adopt(self, snapshotter: str, name: str, parent: str, labels: Labels, seed: Snapshot) -> None:
+        """Make a committed snapshot that holds what `seed` holds, on a parent of the caller's. Raises as `prepare`."""
+        below = self._parent(snapshotter, parent).volume if parent else None
+        self._snapshots.copy(
+            volume_name(snapshotter, name),
+            Kind.IMAGE,
+            seed.volume,
+            below,
+            record=self._recorder(snapshotter, name, parent, labels, lambda _: None),
+        )
+
+    def count(self, snapshot: Snapshot, size: int, inodes: int) -> None:
+        """Keep what a committed snapshot has and its parent has not, which changes no more."""
+        with self._ledger.transaction(f"count {snapshot.key}", durable=False):
+            now = self._keys.find(snapshot.snapshotter, snapshot.key)
+            if now is not None and now.volume.device_id == snapshot.volume.device_id:
+                self._keys.save(replace(now, bytes=size, inodes=inodes))
+
+    def _parent(self, snapshotter: str, name: str) -> Snapshot:
+        parent = self._keys.find(snapshotter, name)
+        if parent is None:
+            raise NotFound(f"the parent {name!r} is not there")
+        if parent.kind is not SnapshotKind.COMMITTED:
+            raise InvalidValue(f"the parent is the {parent.title}", hint="commit it first")
+        return parent
+
+    def _require_free(self, snapshotter: str, key: str) -> None:
+        if (taken := self._keys.find(snapshotter, key)) is not None:
+            raise AlreadyExists(f"the key {key!r} is that of the {taken.title}")
+
+    def _recorder(
+        self, snapshotter: str, key: str, parent: str, labels: Labels, tell: Callable[[Snapshot], None]
+    ) -> Callable[[Volume], None]:
+        def record(volume: Volume) -> None:
+            now = time.time_ns()
+            snapshot = Snapshot(volume, snapshotter, key, parent, labels, now, now)
+            self._keys.add(snapshot)
+            tell(snapshot)
+
+        return record
