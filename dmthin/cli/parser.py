@@ -301,10 +301,13 @@ def _add_serve(nouns: Any) -> None:
         nouns,
         "serve",
         "serve:serve",
-        "be the storage of dockerd, until a signal",
+        "be the storage of dockerd or containerd, until a signal",
         "dmthin serve --docker",
         "dmthin serve --docker /run/docker/plugins/dmthin.sock -v",
-        note="Start it before dockerd, which is told by `--experimental --storage-driver dmthin`.",
+        "dmthin --root /var/lib/dmthin --storage-opt dm.basesize=20G serve --containerd",
+        "dmthin serve --containerd --snapshotter dmthin --snapshotter big=/srv/dmthin,size=100G",
+        note="Start it before dockerd, which is told by `--experimental --storage-driver dmthin`, or containerd, which"
+        " is told by what --print-containerd-config prints. For containerd the store is made if it is not there.",
     )
     verb.add_argument(
         "--docker",
@@ -312,6 +315,23 @@ def _add_serve(nouns: Any) -> None:
         nargs="?",
         const="",
         help="serve dockerd as a graphdriver plugin (default: /run/docker/plugins/dmthin.sock)",
+    )
+    verb.add_argument(
+        "--containerd",
+        metavar="SOCKET",
+        nargs="?",
+        const="",
+        help="serve containerd as a proxy snapshotter (default: /run/dmthin/containerd.sock)",
+    )
+    verb.add_argument(
+        "--snapshotter",
+        metavar="NAME[=ROOT][,size=SIZE]",
+        action="append",
+        default=[],
+        help="a name by which containerd calls it, with a store and a size of its own (default: dmthin, at --root)",
+    )
+    verb.add_argument(
+        "--print-containerd-config", action="store_true", help="print what containerd's config.toml needs, and end"
     )
 
 

@@ -64,5 +64,5 @@ def set_up_logging(*, verbose: bool, quiet: bool) -> None:
     ours = logging.getLogger("dmthin")
     ours.handlers.clear()  # a command's words to its user are not what a daemon says
     ours.setLevel(logging.NOTSET)
-    for chatty in ("asyncio", "sh"):
+    for chatty in ("asyncio", "sh", "h2", "hpack"):
         logging.getLogger(chatty).setLevel(logging.WARNING)

@@ -9,12 +9,14 @@ import pytest
 import dmthin
 
 ROOT = Path(dmthin.__file__).parent
-FLOORS = {"": 0, "kernel": 1, "pool": 2, "layers": 2, "store": 3, "docker": 4, "daemon": 5, "cli": 6}
+FLOORS = {"": 0, "kernel": 1, "pool": 2, "layers": 2, "store": 3, "docker": 4, "containerd": 4, "daemon": 5, "cli": 6}
 MODULES = sorted(ROOT.rglob("*.py"))
 DOORS = {
     "sh": {"kernel/process.py"},
     "subprocess": set[str](),
     "aiohttp": {"docker/server.py", "docker/streams.py", "daemon/serve.py"},
+    "grpclib": {"containerd/server.py", "daemon/serve.py"},
+    "google": {"containerd/messages.py"},
     "pyudev": {"kernel/udev.py"},
     "psutil": {"kernel/holders.py"},
     "sqlite3": {"store/ledger.py", "store/schema.py"},

@@ -1,0 +1,1 @@
+"""The face to containerd: a proxy snapshotter."""

@@ -1,0 +1,177 @@
+"""The Snapshots service over gRPC: each call to a snapshotter in a thread, its errors as gRPC's status codes.
+
+grpclib has the transport: it forks with no harm and takes a socket that is listening already.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from typing import Any, TypeVar
+
+from grpclib.const import Cardinality, Handler, Status
+from grpclib.exceptions import GRPCError
+from grpclib.server import Stream
+
+from dmthin.containerd import messages
+from dmthin.containerd.snapshotter import Mount, Snapshotter
+from dmthin.errors import DmthinError, InvalidValue
+from dmthin.store.model import Snapshot, SnapshotKind
+
+logger = logging.getLogger(__name__)
+
+_THREADS = 64
+_INFOS = 100
+"""Snapshots in one message of a List, which containerd's client takes as they come."""
+
+_KINDS = {SnapshotKind.VIEW: 1, SnapshotKind.ACTIVE: 2, SnapshotKind.COMMITTED: 3}
+
+T = TypeVar("T")
+Call = Callable[[Snapshotter, Any], Any]
+
+
+class ContainerdFace:
+    """The face to one containerd: its snapshotters by name."""
+
+    def __init__(self, snapshotters: Iterable[Snapshotter]) -> None:
+        self._snapshotters: Mapping[str, Snapshotter] = {found.name: found for found in snapshotters}
+        self._threads = ThreadPoolExecutor(_THREADS, "containerd")
+
+    def close(self) -> None:
+        """End what is under way."""
+        self._threads.shutdown()
+
+    def __mapping__(self) -> dict[str, Handler]:
+        """What grpclib asks for: the methods by their paths."""
+        m = messages
+        unary: tuple[tuple[str, Call, Any, Any], ...] = (
+            ("Prepare", _prepare, m.PrepareRequest, m.MountsResponse),
+            ("View", _view, m.PrepareRequest, m.MountsResponse),
+            ("Mounts", _mounts, m.MountsRequest, m.MountsResponse),
+            ("Commit", _commit, m.CommitRequest, m.Empty),
+            ("Remove", _remove, m.RemoveRequest, m.Empty),
+            ("Stat", _stat, m.StatRequest, m.InfoResponse),
+            ("Update", _update, m.UpdateRequest, m.InfoResponse),
+            ("Usage", _usage, m.UsageRequest, m.UsageResponse),
+            ("Cleanup", _cleanup, m.CleanupRequest, m.Empty),
+        )
+        handlers = {
+            name: Handler(self._unary(name, call), Cardinality.UNARY_UNARY, request, reply)
+            for name, call, request, reply in unary
+        }
+        handlers["List"] = Handler(self._list, Cardinality.UNARY_STREAM, m.ListRequest, m.ListResponse)
+        return {f"/{messages.SERVICE}/{name}": handler for name, handler in handlers.items()}
+
+    def _unary(self, name: str, call: Call) -> Callable[[Stream[Any, Any]], Awaitable[None]]:
+        async def handle(stream: Stream[Any, Any]) -> None:
+            if (request := await stream.recv_message()) is not None:
+                await stream.send_message(await self._called(name, call, request))
+
+        return handle
+
+    async def _list(self, stream: Stream[Any, Any]) -> None:
+        if (request := await stream.recv_message()) is None:
+            return
+        # What is listed was read at once, so nothing is held while a slow client takes it.
+        found = iter(await self._called("List", _list, request))
+        while piece := list(islice(found, _INFOS)):
+            await stream.send_message(messages.ListResponse(info=[_info(snapshot) for snapshot in piece]))
+
+    async def _called(self, name: str, call: Call, request: Any) -> Any:
+        """The answer to a request; an error is raised as containerd knows it, and everything is logged."""
+        started = time.monotonic()
+        outcome = "done"
+        try:
+            snapshotter = self._snapshotter(request.snapshotter)
+            return await asyncio.get_running_loop().run_in_executor(self._threads, call, snapshotter, request)
+        except DmthinError as error:
+            outcome = f"refused: {error}"
+            raise GRPCError(Status[error.status.grpc], str(error)) from None
+        except asyncio.CancelledError:
+            outcome = "cancelled"
+            raise
+        except Exception as error:
+            outcome = "failed"
+            logger.exception("%s", name)
+            text = f"this is a bug in dmthin: {type(error).__name__}: {error}"
+            raise GRPCError(Status.INTERNAL, text) from None
+        finally:
+            level = logging.WARNING if outcome.startswith("refused") else logging.DEBUG
+            milliseconds = (time.monotonic() - started) * 1000
+            key = getattr(request, "key", "")
+            logger.log(level, "%s %s %r took=%.1fms %s", name, request.snapshotter, key, milliseconds, outcome)
+
+    def _snapshotter(self, name: str) -> Snapshotter:
+        if name not in self._snapshotters:
+            known = ", ".join(self._snapshotters)
+            raise InvalidValue(f"there is no snapshotter {name!r} here", hint=f"known are: {known}")
+        return self._snapshotters[name]
+
+
+def _prepare(snapshotter: Snapshotter, request: Any) -> Any:
+    return _mounted(snapshotter.prepare(request.key, request.parent, dict(request.labels)))
+
+
+def _view(snapshotter: Snapshotter, request: Any) -> Any:
+    return _mounted(snapshotter.prepare(request.key, request.parent, dict(request.labels), view=True))
+
+
+def _mounts(snapshotter: Snapshotter, request: Any) -> Any:
+    return _mounted(snapshotter.mounts(request.key))
+
+
+def _commit(snapshotter: Snapshotter, request: Any) -> Any:
+    snapshotter.commit(request.name, request.key, dict(request.labels), request.parent)
+    return messages.Empty()
+
+
+def _remove(snapshotter: Snapshotter, request: Any) -> Any:
+    snapshotter.remove(request.key)
+    return messages.Empty()
+
+
+def _stat(snapshotter: Snapshotter, request: Any) -> Any:
+    return messages.InfoResponse(info=_info(snapshotter.stat(request.key)))
+
+
+def _update(snapshotter: Snapshotter, request: Any) -> Any:
+    info = request.info
+    snapshot = snapshotter.update(info.name, dict(info.labels), list(request.update_mask.paths))
+    return messages.InfoResponse(info=_info(snapshot))
+
+
+def _list(snapshotter: Snapshotter, request: Any) -> list[Snapshot]:
+    return list(snapshotter.list(list(request.filters)))
+
+
+def _usage(snapshotter: Snapshotter, request: Any) -> Any:
+    size, inodes = snapshotter.usage(request.key)
+    return messages.UsageResponse(size=size, inodes=inodes)
+
+
+def _cleanup(snapshotter: Snapshotter, _: Any) -> Any:
+    snapshotter.cleanup()
+    return messages.Empty()
+
+
+def _mounted(mount: Mount) -> Any:
+    one = messages.Mount(type=mount.type, source=mount.source, options=mount.options)
+    return messages.MountsResponse(mounts=[one])
+
+
+def _info(snapshot: Snapshot) -> Any:
+    return messages.Info(
+        name=snapshot.key,
+        parent=snapshot.parent,
+        kind=_KINDS[snapshot.kind],
+        created_at=_timestamp(snapshot.created),
+        updated_at=_timestamp(snapshot.updated),
+        labels=snapshot.labels,
+    )
+
+
+def _timestamp(nanoseconds: int) -> Any:
+    seconds, nanos = divmod(nanoseconds, 1_000_000_000)
+    return messages.Timestamp(seconds=seconds, nanos=nanos)
