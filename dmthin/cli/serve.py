@@ -12,8 +12,6 @@ def serve(call: Call) -> None:
     docker, containerd = given.docker is not None, given.containerd is not None
     if options.dry_run or options.json:
         raise InvalidValue("serve takes neither --dry-run nor --json")
-    if options.volume_options:
-        raise InvalidValue("size= is an option of one volume", hint="give --snapshotter NAME,size=SIZE")
     if options.store_options and not containerd:
         raise InvalidValue("dockerd gives the storage options", hint="write them into its daemon.json: storage-opts")
     if given.snapshotter and not (containerd or given.print_containerd_config):

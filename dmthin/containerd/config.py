@@ -112,8 +112,9 @@ def _parse(text: str, root: Path) -> SnapshotterPlan:
         key, _, value = option.partition("=")
         if key != "size":
             raise InvalidValue(f"unknown option {key!r} of the snapshotter {name}", hint="only size=SIZE is known")
-        size = parse_size(value, f"size of the snapshotter {name}")
-    return SnapshotterPlan(name, Path(folder) if equals else root, size or None)
+        if not (size := parse_size(value, f"size of the snapshotter {name}")):
+            raise InvalidValue(f"the size of the snapshotter {name} is 0")
+    return SnapshotterPlan(name, Path(folder) if equals else root, size)
 
 
 def _quoted(text: str) -> str:

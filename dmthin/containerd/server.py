@@ -9,7 +9,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
-from typing import Any, TypeVar
+from typing import Any
 
 from grpclib.const import Cardinality, Handler, Status
 from grpclib.exceptions import GRPCError
@@ -17,7 +17,7 @@ from grpclib.server import Stream
 
 from dmthin.containerd import messages
 from dmthin.containerd.snapshotter import Mount, Snapshotter
-from dmthin.errors import DmthinError, InvalidValue
+from dmthin.errors import DmthinError, InvalidValue, Unavailable
 from dmthin.store.model import Snapshot, SnapshotKind
 
 logger = logging.getLogger(__name__)
@@ -28,8 +28,8 @@ _INFOS = 100
 
 _KINDS = {SnapshotKind.VIEW: 1, SnapshotKind.ACTIVE: 2, SnapshotKind.COMMITTED: 3}
 
-T = TypeVar("T")
 Call = Callable[[Snapshotter, Any], Any]
+Handle = Callable[[Stream[Any, Any]], Awaitable[None]]
 
 
 class ContainerdFace:
@@ -38,9 +38,17 @@ class ContainerdFace:
     def __init__(self, snapshotters: Iterable[Snapshotter]) -> None:
         self._snapshotters: Mapping[str, Snapshotter] = {found.name: found for found in snapshotters}
         self._threads = ThreadPoolExecutor(_THREADS, "containerd")
+        self._under_way: set[asyncio.Task[Any]] = set()
+        self._ending = False
+
+    async def drain(self, seconds: float) -> None:
+        """Take no more calls, and give those under way this long to be answered."""
+        self._ending = True
+        if self._under_way:
+            await asyncio.wait(set(self._under_way), timeout=seconds)
 
     def close(self) -> None:
-        """End what is under way."""
+        """Wait for what is still done for callers who have gone."""
         self._threads.shutdown()
 
     def __mapping__(self) -> dict[str, Handler]:
@@ -58,13 +66,28 @@ class ContainerdFace:
             ("Cleanup", _cleanup, m.CleanupRequest, m.Empty),
         )
         handlers = {
-            name: Handler(self._unary(name, call), Cardinality.UNARY_UNARY, request, reply)
+            name: Handler(self._counted(self._unary(name, call)), Cardinality.UNARY_UNARY, request, reply)
             for name, call, request, reply in unary
         }
-        handlers["List"] = Handler(self._list, Cardinality.UNARY_STREAM, m.ListRequest, m.ListResponse)
+        listing = self._counted(self._list)
+        handlers["List"] = Handler(listing, Cardinality.UNARY_STREAM, m.ListRequest, m.ListResponse)
         return {f"/{messages.SERVICE}/{name}": handler for name, handler in handlers.items()}
 
-    def _unary(self, name: str, call: Call) -> Callable[[Stream[Any, Any]], Awaitable[None]]:
+    def _counted(self, handle: Handle) -> Handle:
+        """The same handler, whose calls `drain` waits for."""
+
+        async def counted(stream: Stream[Any, Any]) -> None:
+            task = asyncio.current_task()
+            assert task is not None  # a coroutine that runs is some task's
+            self._under_way.add(task)
+            try:
+                await handle(stream)
+            finally:
+                self._under_way.discard(task)
+
+        return counted
+
+    def _unary(self, name: str, call: Call) -> Handle:
         async def handle(stream: Stream[Any, Any]) -> None:
             if (request := await stream.recv_message()) is not None:
                 await stream.send_message(await self._called(name, call, request))
@@ -84,6 +107,8 @@ class ContainerdFace:
         started = time.monotonic()
         outcome = "done"
         try:
+            if self._ending:
+                raise Unavailable("dmthin is ending", hint="try again once it is back")
             snapshotter = self._snapshotter(request.snapshotter)
             return await asyncio.get_running_loop().run_in_executor(self._threads, call, snapshotter, request)
         except DmthinError as error:

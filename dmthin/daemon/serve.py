@@ -121,6 +121,7 @@ async def _containerd(listener: Listener, faces: Faces) -> AsyncIterator[None]:
         try:
             yield
         finally:
+            await face.drain(_GOODBYE_SECONDS)
             server.close()
             await server.wait_closed()
             await asyncio.to_thread(face.close)

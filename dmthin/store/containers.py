@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from dmthin.errors import InvalidValue
 from dmthin.store.layout import Layout
 from dmthin.store.ledger import Ledger
 from dmthin.store.model import Kind, Volume, check_name
@@ -28,8 +29,13 @@ class Containers:
         return self._snapshots.create(name, Kind.CONTAINER, parent, size, activate=True)
 
     def mount(self, name: str, target: Path | None = None) -> Path:
-        """Mount a container, by default below the store, and return where. Fine if it is mounted there already."""
+        """Mount a container, by default below the store, and return where. Fine if it is mounted there already.
+
+        Raises InvalidValue for a name that only an engine gives, without a target: such a name is no path.
+        """
         container = self._get(name)
+        if target is None and "/" in name:
+            raise InvalidValue(f"the container {name!r} has no place of its own", hint="name a folder to mount it at")
         place = target.absolute().resolve() if target else self._layout.mount_point(name)
         return self._volumes.mount(container, place)
 

@@ -81,7 +81,8 @@ class Mounter:
 
     def _join(self, volume: Volume, *more: str) -> str:
         kind = filesystem.by_name(volume.file_system)
-        return filesystem.join_options(kind.mount_options, self._options.mount_options, *more)
+        read_only = "ro" if volume.read_only else ""
+        return filesystem.join_options(read_only, kind.mount_options, self._options.mount_options, *more)
 
     def _let_writes_fail(self, volume: Volume, info: DeviceInfo) -> None:
         """Carry dm.xfs_nospace_max_retries out."""
