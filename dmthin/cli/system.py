@@ -8,13 +8,20 @@ from pathlib import Path
 from dmthin.cli.call import Call
 from dmthin.errors import InvalidValue, NotFound
 
+_UNITS = "etc/systemd/system"
 _PLACES = {
-    "systemd/dmthin-docker.socket": "etc/systemd/system",
-    "systemd/dmthin-docker.service": "etc/systemd/system",
+    "systemd/dmthin-docker.socket": _UNITS,
+    "systemd/dmthin-docker.service": _UNITS,
+    "systemd/dmthin-containerd.socket": _UNITS,
+    "systemd/dmthin-containerd.service": _UNITS,
     "udev/12-dmthin.rules": "etc/udev/rules.d",
 }
 _PROGRAM = "@DMTHIN@"
-_NEXT = ("systemctl daemon-reload", "udevadm control --reload", "systemctl enable --now dmthin-docker.socket")
+_NEXT = (
+    "systemctl daemon-reload",
+    "udevadm control --reload",
+    "systemctl enable --now dmthin-docker.socket (or dmthin-containerd.socket)",
+)
 
 
 def install(call: Call) -> None:

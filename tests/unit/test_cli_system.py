@@ -18,14 +18,26 @@ def installed(tmp_path: Path) -> Path:
 def test_files_are_where_systemd_and_udev_look(installed: Path) -> None:
     found = sorted(str(path.relative_to(installed)) for path in installed.rglob("*") if path.is_file())
     assert found == [
+        "etc/systemd/system/dmthin-containerd.service",
+        "etc/systemd/system/dmthin-containerd.socket",
         "etc/systemd/system/dmthin-docker.service",
         "etc/systemd/system/dmthin-docker.socket",
         "etc/udev/rules.d/12-dmthin.rules",
     ]
-    service = (installed / "etc/systemd/system/dmthin-docker.service").read_text()
+
+
+@pytest.mark.parametrize(
+    ("engine", "words"),
+    [
+        ("docker", ["serve", "--docker"]),
+        ("containerd", ["$DMTHIN_OPTIONS", "serve", "--containerd", "$DMTHIN_SNAPSHOTTERS"]),
+    ],
+)
+def test_the_units_start_this_dmthin(installed: Path, engine: str, words: list[str]) -> None:
+    service = (installed / f"etc/systemd/system/dmthin-{engine}.service").read_text()
     (line,) = [line for line in service.splitlines() if line.startswith("ExecStart=")]
-    program, *words = line.removeprefix("ExecStart=").split()
-    assert words == ["serve", "--docker"]
+    program, *found = line.removeprefix("ExecStart=").split()
+    assert found == words
     assert Path(program).is_file()
 
 
@@ -34,7 +46,7 @@ def test_systemd_finds_nothing_wrong(installed: Path) -> None:
     units = sorted((installed / "etc/systemd/system").iterdir())
     line = ["systemd-analyze", "verify", "--man=no", *map(str, units)]
     done = subprocess.run(line, capture_output=True, text=True)
-    ours = [line for line in done.stderr.splitlines() if "dmthin-docker" in line and "docker.service" not in line]
+    ours = [line for line in done.stderr.splitlines() if "dmthin-" in line and "docker.service" not in line]
     assert ours == []
 
 
