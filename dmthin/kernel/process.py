@@ -9,9 +9,13 @@ import logging
 import os
 import shlex
 import signal
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, wait
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from dmthin.errors import TimeLimit, ToolFailed, Unavailable
@@ -34,6 +38,10 @@ PACKAGES = {
     "blkid": "util-linux",
 }
 """Debian's package for each program that dmthin calls, named when the program is missing."""
+
+_DEAF_SECONDS = 0.2
+_DYING_SECONDS = 10.0
+"""How long a program that was killed is waited for: one that writes to a full pool dies when that lets it."""
 
 _WORKER_BUFFER = 1 << 20
 _PR_SET_PDEATHSIG = 1
@@ -64,7 +72,7 @@ def run(
 ) -> Completed:
     """Run `program` to its end, at most `timeout` seconds; the exit statuses in `ok` are answers, not failures.
 
-    The program is killed when this thread dies, so that nobody is left holding a device.
+    The program is killed when this process dies, so that nobody is left holding a device.
     Raises Unavailable (no such program), ToolFailed (with the program's own words), TimeLimit.
     """
     path = find(program)
@@ -77,24 +85,22 @@ def run(
     logger.debug("run: %s", line)
     environment = {"PATH": SEARCH_PATH, "LC_ALL": "C", "HOME": "/"}
     environment.update({name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ})
+    start = partial(
+        sh.Command(path),
+        *arguments,
+        _in=stdin or "",
+        _env=environment,
+        _cwd="/",
+        _ok_code=list(ok),
+        _tty_out=False,
+        _bg=True,
+        _bg_exc=False,
+        _decode_errors="replace",
+        _preexec_fn=_die_with_parent,
+    )
     try:
-        running: Any = sh.Command(path)(
-            *arguments,
-            _in=stdin or "",
-            _env=environment,
-            _cwd="/",
-            _timeout=timeout,
-            _timeout_signal=signal.SIGKILL,
-            _ok_code=list(ok),
-            _tty_out=False,
-            _bg=True,
-            _bg_exc=False,
-            _decode_errors="replace",
-            _preexec_fn=_die_with_parent,
-        )
-        with _killed_on_interruption(running, sh.ErrorReturnCode, sh.TimeoutException):
-            done = running.wait()
-    except sh.TimeoutException:
+        done = _Program(start).run(timeout)
+    except TimeoutError:
         raise TimeLimit(f"{line} did not end within {timeout:g} s") from None
     except sh.ErrorReturnCode as failure:
         words = " ".join((failure.stderr or failure.stdout).decode(errors="replace").split())
@@ -124,18 +130,52 @@ async def start_worker(
     )
 
 
-@contextmanager
-def _killed_on_interruption(running: Any, *own_ends: type[Exception]) -> Iterator[None]:
-    """A program does not outlive a signal that ends our wait for it, or it would still hold a device."""
-    try:
-        yield
-    except own_ends:
-        raise
-    except BaseException:
-        with suppress(Exception):
-            running.kill()
-            running.wait()
-        raise
+class _Program:
+    """A program that a thread of its own starts and waits for.
+
+    A signal's handler may raise, in the main thread and between any two of its instructions. Inside of `sh` that would
+    leave a program that nobody kills, and threads that nobody ends. And `sh` looks ten times a second whether its own
+    time limit has come, which makes every program take a tenth of a second.
+    """
+
+    def __init__(self, start: Callable[[], Any]) -> None:
+        self._start = start
+        self._begun = threading.Lock()
+        self._running: Future[Any] = Future()
+        self._ended: Future[Any] = Future()
+
+    def run(self, seconds: float) -> Any:
+        """Raises what `sh` does, TimeoutError, or what else ends our waiting; then the program is killed first."""
+        try:
+            threading.Thread(target=self._work, name="program", daemon=True).start()
+            self._await_end(time.monotonic() + seconds)
+            return self._ended.result()
+        except BaseException:
+            # Taken by us, the lock keeps a thread that was only just made from starting anything.
+            if not self._begun.acquire(blocking=False) and not self._ended.done():
+                with suppress(Exception):
+                    self._running.result().kill()
+                wait([self._ended], _DYING_SECONDS)
+            raise
+
+    def _await_end(self, until: float) -> None:
+        # A signal that comes just before a wait begins does not end that wait, but is heard before the next.
+        while not self._ended.done():
+            if (left := until - time.monotonic()) <= 0:
+                raise TimeoutError
+            wait([self._ended], min(left, _DEAF_SECONDS))
+
+    def _work(self) -> None:
+        if not self._begun.acquire(blocking=False):
+            return
+        try:
+            running = self._start()
+            self._running.set_result(running)
+            self._ended.set_result(running.wait())
+        except BaseException as error:
+            if not self._running.done():
+                self._running.set_exception(error)
+            self._ended.set_exception(error)
 
 
 def _die_with_parent() -> None:
