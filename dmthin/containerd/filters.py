@@ -73,7 +73,7 @@ class _Parser:
                 return lambda thing: thing(path) == value
             case "!=":
                 value = self._value('"')
-                return lambda thing: thing(path) != value
+                return lambda thing: (thing(path) or "") != value
             case "~=":
                 pattern = _compiled(self._value('"/|'))
                 return lambda thing: pattern is not None and pattern.search(thing(path) or "") is not None
