@@ -34,6 +34,9 @@ _REMOVAL_SECONDS = 0.25
 _LINGER_SECONDS = 2.0
 """How long a device stays that nobody has open: each activation costs three events of udev's."""
 
+_LINGER_ATTEMPTS = 30
+"""How often a device that lingers is looked at again because somebody is changing its volume just then."""
+
 _ATTEMPTS = 4
 _PAUSE_SECONDS = 0.05
 
@@ -307,11 +310,17 @@ class Snapshots:
         if not self._volumes.deactivate(volume) and (left := self._volumes.info(volume)):
             logger.warning("the device of the %s is still in use by %s", volume.title, _users(left))
 
-    def _deactivate_unmounted(self, volume: Volume) -> None:
-        with suppress(NotFound), self._volumes.locked(volume) as volume:
-            info = self._volumes.info(volume)
+    def _deactivate_unmounted(self, volume: Volume, attempts: int = _LINGER_ATTEMPTS) -> None:
+        # A removal has the lock until its rest is done, which may be ours to do next: waiting would be for ever.
+        with suppress(NotFound), self._volumes.locked_if_free(volume) as now:
+            if now is None:
+                if attempts > 1:
+                    again = partial(self._deactivate_unmounted, volume, attempts - 1)
+                    self.behind.later(_LINGER_SECONDS, again)
+                return
+            info = self._volumes.info(now)
             if info is not None and not mount.of_device(info.dev):
-                self._volumes.deactivate(volume)
+                self._volumes.deactivate(now)
 
     def _finish_removal(self, volume: Volume, finish: Callable[[], None]) -> None:
         finish()

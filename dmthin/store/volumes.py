@@ -416,12 +416,24 @@ class Volumes:
     def locked(self, volume: Volume) -> Iterator[Volume]:
         """The volume as it is once its lock is held. Raises NotFound if another has removed it meanwhile."""
         with self._locks.volume(volume.device_id):
-            now = self._ledger.by_id(volume.device_id)
-            if now is None or now.name != volume.name or now.state in (State.MAKING, State.REMOVING):
-                raise NotFound(f"the {volume.title} has been removed meanwhile")
+            now = self._as_it_is(volume)
             if now.state is State.GROWING:
                 now = self._finish_growth(now)
             yield now
+
+    @contextmanager
+    def locked_if_free(self, volume: Volume) -> Iterator[Volume | None]:
+        """`locked` for who must not wait: None while another has the lock."""
+        lock = self._locks.try_volume(volume.device_id)
+        with lock or nullcontext():
+            now = self._as_it_is(volume)
+            yield now if lock else None
+
+    def _as_it_is(self, volume: Volume) -> Volume:
+        now = self._ledger.by_id(volume.device_id)
+        if now is None or now.name != volume.name or now.state in (State.MAKING, State.REMOVING):
+            raise NotFound(f"the {volume.title} has been removed meanwhile")
+        return now
 
     def _resume_abandoned(self, pool: ActivePool) -> None:
         """Resume volumes that a process suspended and died, its guard too: those whose lock is free."""
