@@ -10,7 +10,9 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import Any
+from urllib.parse import quote
 
+from google.protobuf.message import DecodeError
 from grpclib.const import Cardinality, Handler, Status
 from grpclib.exceptions import GRPCError
 from grpclib.server import Stream
@@ -25,6 +27,9 @@ logger = logging.getLogger(__name__)
 _THREADS = 64
 _INFOS = 100
 """Snapshots in one message of a List, which containerd's client takes as they come."""
+
+_MESSAGE_BYTES = 4096
+"""Of an error's text as it is sent. Clients drop headers beyond 8K, the status with them, and keys may be long."""
 
 _KINDS = {SnapshotKind.VIEW: 1, SnapshotKind.ACTIVE: 2, SnapshotKind.COMMITTED: 3}
 
@@ -89,13 +94,13 @@ class ContainerdFace:
 
     def _unary(self, name: str, call: Call) -> Handle:
         async def handle(stream: Stream[Any, Any]) -> None:
-            if (request := await stream.recv_message()) is not None:
+            if (request := await _received(stream)) is not None:
                 await stream.send_message(await self._called(name, call, request))
 
         return handle
 
     async def _list(self, stream: Stream[Any, Any]) -> None:
-        if (request := await stream.recv_message()) is None:
+        if (request := await _received(stream)) is None:
             return
         # What is listed was read at once, so nothing is held while a slow client takes it.
         found = iter(await self._called("List", _list, request))
@@ -113,7 +118,7 @@ class ContainerdFace:
             return await asyncio.get_running_loop().run_in_executor(self._threads, call, snapshotter, request)
         except DmthinError as error:
             outcome = f"refused: {error}"
-            raise GRPCError(Status[error.status.grpc], str(error)) from None
+            raise GRPCError(Status[error.status.grpc], _shortened(str(error))) from None
         except asyncio.CancelledError:
             outcome = "cancelled"
             raise
@@ -121,7 +126,7 @@ class ContainerdFace:
             outcome = "failed"
             logger.exception("%s", name)
             text = f"this is a bug in dmthin: {type(error).__name__}: {error}"
-            raise GRPCError(Status.INTERNAL, text) from None
+            raise GRPCError(Status.INTERNAL, _shortened(text)) from None
         finally:
             level = logging.WARNING if outcome.startswith("refused") else logging.DEBUG
             milliseconds = (time.monotonic() - started) * 1000
@@ -133,6 +138,24 @@ class ContainerdFace:
             known = ", ".join(self._snapshotters)
             raise InvalidValue(f"there is no snapshotter {name!r} here", hint=f"known are: {known}")
         return self._snapshotters[name]
+
+
+async def _received(stream: Stream[Any, Any]) -> Any:
+    """The request, None from a client that has left."""
+    try:
+        return await stream.recv_message()
+    except DecodeError as error:
+        logger.warning("a request cannot be read: %s", error)
+        raise GRPCError(Status.INTERNAL, f"the request cannot be read: {error}") from None
+
+
+def _shortened(text: str) -> str:
+    """The text without its middle if it is too long to be sent."""
+    short, kept = text, len(text)
+    while len(quote(short)) > _MESSAGE_BYTES:
+        kept = kept * 3 // 4
+        short = f"{text[: kept // 2]} ... {text[-(kept // 2) :]}"
+    return short
 
 
 def _prepare(snapshotter: Snapshotter, request: Any) -> Any:
