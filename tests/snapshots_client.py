@@ -6,7 +6,7 @@ containerd of any release may send can be sent: masks and times made by hand, fi
 
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -180,7 +180,7 @@ class Snapshots:
     def list(self, *filters: str) -> tuple[Info, ...]:
         return tuple(info for batch in self.batches(*filters) for info in batch)
 
-    def batches(self, *filters: str) -> Iterator[tuple[Info, ...]]:
+    def batches(self, *filters: str) -> Generator[tuple[Info, ...], None, None]:
         """The messages of a List's stream, each read when it is asked for; `close` breaks the stream off."""
         method = self._channel.unary_stream(
             _path("List"), request_serializer=self._encode, response_deserializer=_CLASSES["Many"].FromString

@@ -5,7 +5,7 @@ import os
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -67,10 +67,8 @@ def dmsetup() -> Dmsetup:
 @pytest.fixture
 def scratch() -> Iterator[Path]:
     """An empty folder on a file system that takes direct I/O and punches holes; gone afterwards."""
-    folder = _SCRATCH / f"test-{os.getpid()}-{next(_numbers)}"
-    folder.mkdir(parents=True)
-    yield folder
-    subprocess.run(["rm", "-rf", "--one-file-system", str(folder)], check=True)
+    with scratch_folder() as folder:
+        yield folder
 
 
 @pytest.fixture
@@ -107,6 +105,17 @@ def tree(scratch: Path) -> Path:
     (folder / "etc/motd").write_text("hello\n")
     (folder / "empty").mkdir()
     return folder
+
+
+@contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """What the fixture `scratch` is, for as long as the block runs."""
+    folder = _SCRATCH / f"test-{os.getpid()}-{next(_numbers)}"
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+    finally:
+        subprocess.run(["rm", "-rf", "--one-file-system", str(folder)], check=True)
 
 
 def fill(path: Path, length: int) -> None:
