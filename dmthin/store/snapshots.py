@@ -263,13 +263,13 @@ class Snapshots:
             size=size or parent.size,
             file_system=parent.file_system,
             parent=parent,
-            activate=activate or grows,
+            activate=activate and not grows,
             read_only=read_only,
             record=record,
         )
         with self._volumes.unchanged(parent), making as volume:
             if grows:
-                self._volumes.fill_device(volume)
+                self._volumes.fill_device(replace(volume, read_only=False))
             if activate and (grows or (read_only and self._replay_journal(volume))):
                 self._volumes.activate(volume)
         return volume.with_state(State.READY)
