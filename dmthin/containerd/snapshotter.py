@@ -131,7 +131,7 @@ class Snapshotter:
 
     def _publish(self, key: str, parent: str, labels: Labels, reference: str) -> bool:
         """Let a layer that the store holds be found under a name of this snapshotter; False if there is none."""
-        seed = self._keyed.held(REFERENCE, reference)
+        seed = self._keyed.held(REFERENCE, reference, self.name, parent)
         if seed is None:
             return False
         if (seed.snapshotter, seed.parent) != (self.name, parent):

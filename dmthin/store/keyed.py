@@ -132,9 +132,9 @@ class KeyedSnapshots:
             self._keys.save(after)
         return after
 
-    def held(self, label: str, value: str) -> Snapshot | None:
-        """A committed snapshot of any snapshotter of this store that has this label."""
-        return self._keys.held(label, value)
+    def held(self, label: str, value: str, snapshotter: str, parent: str) -> Snapshot | None:
+        """A committed snapshot of any snapshotter that has this label; if there is one, of this and on that parent."""
+        return self._keys.held(label, value, snapshotter, parent)
 
     def adopt(self, snapshotter: str, name: str, parent: str, labels: Labels, seed: Snapshot) -> None:
         """Make a committed snapshot that holds what `seed` holds, on a parent of the caller's. Raises as `prepare`."""

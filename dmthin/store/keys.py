@@ -35,10 +35,11 @@ class Keys:
         query = f"{_SELECT} WHERE snapshotter = ? ORDER BY volume.device_id"
         return [_snapshot(row) for row in self._ledger.rows(query, snapshotter)]
 
-    def held(self, label: str, value: str) -> Snapshot | None:
-        """A committed snapshot of any snapshotter that has this label."""
-        query = f"{_SELECT} WHERE kind = ? AND json_extract(labels, ?) = ? LIMIT 1"
-        found = self._ledger.rows(query, Kind.IMAGE, f'$."{label}"', value)
+    def held(self, label: str, value: str, snapshotter: str, parent: str) -> Snapshot | None:
+        """A committed snapshot of any snapshotter that has this label; if there is one, of this and on that parent."""
+        best = "snapshotter = ? AND snapshot.parent = ? DESC"
+        query = f"{_SELECT} WHERE kind = ? AND json_extract(labels, ?) = ? ORDER BY {best} LIMIT 1"
+        found = self._ledger.rows(query, Kind.IMAGE, f'$."{label}"', value, snapshotter, parent)
         return _snapshot(found[0]) if found else None
 
     def add(self, snapshot: Snapshot) -> None:
