@@ -9,6 +9,7 @@ import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from dmthin.errors import NotFound
@@ -22,8 +23,6 @@ from dmthin.store.store import Store
 _LEAST_SECONDS = 10.0
 _PATIENCE = 20
 """All mappings are read no more often than this many times as long as reading them takes."""
-
-_FRESH_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +61,8 @@ class UsageCounter:
         size = self._exclusive(snapshot)
         if volume.parent is not None:
             size = self._store.pool.added(volume.parent, volume.device_id)
-        self._store.keyed.count(snapshot, size, inodes)
+        # Whoever asks must not wait for those who write the ledger.
+        self._store.snapshots.behind.later(0, partial(self._store.keyed.count, snapshot, size, inodes))
         return size, inodes
 
     def _exclusive(self, snapshot: Snapshot) -> int:
@@ -83,9 +83,9 @@ class UsageCounter:
         with self._counting:
             counted = self._counted
             started = time.monotonic()
-            age = started - counted.at
-            missing = device_id not in counted.blocks and age > _FRESH_SECONDS
-            if missing or age > max(_LEAST_SECONDS, _PATIENCE * counted.took):
+            lasts = max(_LEAST_SECONDS, _PATIENCE * counted.took)
+            # What is newer than the count shares its parent's blocks, which nothing else tells apart.
+            if device_id not in counted.blocks or started - counted.at > lasts:
                 blocks = self._store.pool.usage()
                 counted = self._counted = _Counted(started, time.monotonic() - started, blocks)
             return counted
