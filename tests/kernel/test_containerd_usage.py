@@ -1,0 +1,223 @@
+"""What snapshots take and give back: Usage, Remove and Cleanup, and what is done behind the caller."""
+
+import os
+import sqlite3
+import threading
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import grpc
+import pytest
+
+from dmthin.store import snapshots as engine
+from dmthin.store.behind import Behind
+from dmthin.store.model import Kind
+from dmthin.store.store import Store
+from dmthin.units import MIB
+from tests.kernel.conftest import fill, scratch_folder
+from tests.kernel.snapshotters import Daemon, collect_garbage, device_of, layer, mounted, serving
+from tests.snapshots_client import Snapshots, refused
+from tests.waiting import PATIENCE
+
+MISSING = grpc.StatusCode.NOT_FOUND
+PRECONDITION = grpc.StatusCode.FAILED_PRECONDITION
+
+SLACK = MIB
+"""What a file system writes for itself beside a few files: tables, directories, its journal."""
+
+
+@pytest.fixture(scope="module")
+def daemon() -> Iterator[Daemon]:
+    with scratch_folder() as folder, serving(folder) as daemon:
+        yield daemon
+
+
+@pytest.fixture
+def snapshots(daemon: Daemon) -> Iterator[Snapshots]:
+    with daemon.client() as client:
+        yield client
+        collect_garbage(client)
+
+
+@pytest.fixture
+def place(scratch: Path) -> Path:
+    return scratch / "mnt"
+
+
+def write(root: Path, name: str, length: int) -> None:
+    fill(root / name, length)
+    with (root / name).open() as file:
+        os.fsync(file)
+
+
+# --- usage ----------------------------------------------------------------------------------------------------------
+
+
+def test_usage_right_after_a_write(snapshots: Snapshots, place: Path) -> None:
+    for turn, key in enumerate(("a", "b")):
+        with mounted(snapshots.prepare(key), place) as root:
+            before = snapshots.usage(key)
+            assert before.size <= SLACK
+            assert before.inodes == 0
+            write(root, "file", (8 + turn) * MIB)
+            for number in range(20):
+                (root / f"small-{number}").touch()
+            after = snapshots.usage(key)
+            assert (8 + turn) * MIB <= after.size - before.size <= (8 + turn) * MIB + SLACK
+            assert after.inodes == 21
+        left = snapshots.usage(key)
+        assert after.size <= left.size <= after.size + SLACK
+        assert left.inodes == 21
+
+
+def test_usage_leaves_the_parent_out(snapshots: Snapshots, place: Path) -> None:
+    with mounted(snapshots.prepare("a"), place) as root:
+        write(root, "one", 8 * MIB)
+        write(root, "two", 4 * MIB)
+    snapshots.commit("base", "a")
+    parent = snapshots.usage("base")
+    assert 12 * MIB <= parent.size <= 12 * MIB + 4 * SLACK
+    assert parent.inodes == 2
+    for key in ("c", "d"):
+        snapshots.prepare(key, "base")
+        assert snapshots.usage(key).size == 0
+        assert snapshots.usage(key).inodes == 0
+    snapshots.view("v", "base")
+    assert (snapshots.usage("v").size, snapshots.usage("v").inodes) == (0, 0)
+    with mounted(snapshots.mounts("c"), place) as root:
+        (root / "one").unlink()
+        (root / "two").unlink()
+        write(root, "three", 2 * MIB)
+        assert 2 * MIB <= snapshots.usage("c").size <= 2 * MIB + SLACK
+        assert snapshots.usage("c").inodes == 0, "it has fewer than its parent"
+    assert snapshots.usage("d").size == 0
+    snapshots.commit("upper", "c")
+    assert 2 * MIB <= snapshots.usage("upper").size <= 2 * MIB + 2 * SLACK
+    assert snapshots.usage("base") == parent
+
+
+def test_usage_of_what_is_written_over(snapshots: Snapshots, place: Path) -> None:
+    """The child maps no more than before, and has it for itself."""
+    with mounted(snapshots.prepare("a"), place) as root:
+        write(root, "file", 8 * MIB)
+    snapshots.commit("base", "a")
+    with mounted(snapshots.prepare("b", "base"), place) as root, (root / "file").open("r+b") as file:
+        file.write(os.urandom(4 * MIB))
+        os.fsync(file.fileno())
+    snapshots.commit("upper", "b")
+    assert 4 * MIB <= snapshots.usage("upper").size <= 4 * MIB + 2 * SLACK
+    assert snapshots.usage("upper").inodes == 0
+
+
+def test_usage_stays_as_it_was_committed(snapshots: Snapshots, daemon: Daemon, place: Path) -> None:
+    layer(snapshots, "base", "", place, one="1")
+    layer(snapshots, "upper", "base", place, two="2")
+    before = {name: snapshots.usage(name) for name in ("base", "upper")}
+    assert {name: usage.inodes for name, usage in before.items()} == {"base": 1, "upper": 1}
+    daemon.kill()
+    daemon.start()
+    with daemon.client() as again:
+        assert {name: again.usage(name) for name in ("base", "upper")} == before
+    with refused(MISSING, "nothing"):
+        snapshots.usage("nothing")
+
+
+def test_usage_waits_for_no_writer(snapshots: Snapshots, daemon: Daemon, place: Path) -> None:
+    layer(snapshots, "base", "", place, file="1")
+    with mounted(snapshots.prepare("active", "base"), place) as root:
+        write(root, "file", 2 * MIB)
+        snapshots.view("view", "base")
+        with writing_ledger(daemon.root):
+            for key in ("active", "view", "base"):
+                snapshots.usage(key)
+            assert 2 * MIB <= snapshots.usage("active").size <= 2 * MIB + SLACK
+            assert {info.name for info in snapshots.list()} == {"base", "active", "view"}
+
+
+@contextmanager
+def writing_ledger(root: Path) -> Iterator[None]:
+    """Somebody has the ledger's only right to write; who waits for it gives up after 30 s."""
+    with closing(sqlite3.connect(root / "ledger.db", isolation_level=None)) as connection:
+        connection.execute("BEGIN IMMEDIATE")
+        yield
+        connection.execute("ROLLBACK")
+
+
+# --- removal and cleanup --------------------------------------------------------------------------------------------
+
+
+def test_cleanup_gives_the_space_back_to_the_host(snapshots: Snapshots, daemon: Daemon, place: Path) -> None:
+    """The pool has its blocks again, and the file below it is as small as before."""
+    layer(snapshots, "base", "", place, file="1")
+    snapshots.cleanup()
+    with Store(daemon.root) as store:
+        before, allocated = store.pool.status().data_used, allocated_bytes(daemon)
+        with mounted(snapshots.prepare("active", "base"), place) as root:
+            write(root, "file", 32 * MIB)
+        with mounted(snapshots.prepare("source", "base"), place) as root:
+            write(root, "file", 16 * MIB)
+        snapshots.commit("upper", "source")
+        assert store.pool.status().data_used >= before + 48 * MIB
+        assert allocated_bytes(daemon) >= allocated + 48 * MIB
+        snapshots.remove("active")
+        snapshots.remove("upper")
+        snapshots.cleanup()
+        assert store.pool.status().data_used == before
+        assert allocated_bytes(daemon) <= allocated + MIB
+        assert store.ledger.unfinished() == []
+
+
+def allocated_bytes(daemon: Daemon) -> int:
+    os.sync()
+    return (daemon.root / "data").stat().st_blocks * 512
+
+
+def test_cleanup_of_nothing(snapshots: Snapshots) -> None:
+    for _ in range(3):
+        snapshots.cleanup()
+
+
+def test_what_is_in_use_is_not_removed(snapshots: Snapshots, place: Path) -> None:
+    mounts = snapshots.prepare("active")
+    with mounted(mounts, place), refused(PRECONDITION, f"remove.*mounted at {place}"):
+        snapshots.remove("active")
+    with device_of(mounts).open("rb"), refused(PRECONDITION, f"remove.*pid {os.getpid()}"):
+        snapshots.remove("active")
+    assert snapshots.stat("active").kind == "active"
+    assert snapshots.mounts("active") == mounts
+    snapshots.remove("active")
+    with refused(MISSING, "active"):
+        snapshots.remove("active")
+
+
+def test_a_committed_snapshot_that_is_still_mounted(snapshots: Snapshots, place: Path) -> None:
+    """A running container is committed: what is made of it has what it had at that time, and writes go on."""
+    with mounted(snapshots.prepare("a"), place) as root:
+        (root / "file").write_text("then")
+        snapshots.commit("base", "a")
+        with mounted(snapshots.prepare("b", "base"), place.with_name("b")) as child:
+            assert (child / "file").read_text() == "then"
+            (child / "file").write_text("of the child")
+        with refused(PRECONDITION):
+            snapshots.remove("base")
+    snapshots.remove("b")
+    snapshots.remove("base")
+
+
+def test_a_device_that_lingers_does_not_hold_up_its_removal(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its turn comes while the removal has the lock, and before the removal's rest."""
+    volume = store.snapshots.create_first("a", Kind.IMAGE, activate=True)
+    monkeypatch.setattr(engine, "_LINGER_SECONDS", 0.0)
+    behind = store.snapshots.behind = Behind("test")
+    begun = threading.Event()
+    behind.later(0, begun.wait)  # type: ignore[arg-type]
+    store.snapshots.let_linger(volume)
+    store.snapshots.remove_unused(volume)
+    begun.set()
+    ending = threading.Thread(target=behind.close, daemon=True)
+    ending.start()
+    ending.join(PATIENCE)
+    assert not ending.is_alive()
+    assert store.ledger.find("a") is None
+    assert store.volumes.info(volume) is None
