@@ -22,7 +22,8 @@ from typing import Any
 
 from benchlib.timings import Timings
 from dmthin.store.store import Store
-from tests.engine.docker.harness import ROOTFS, SCRATCH, Docker, Plugin, tar_of
+from tests.engine.daemons import ROOTFS, SCRATCH, tar_of
+from tests.engine.docker.harness import Docker, Plugin
 from tests.waiting import until
 
 ROUNDS = 15

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.engine.docker.harness import SCRATCH, Docker, mini_rootfs, traces
+from tests.engine.daemons import SCRATCH, mini_rootfs, traces
+from tests.engine.docker.harness import Docker
 
 SMALL = ("dm.loopdatasize=8G", "dm.loopmetadatasize=64M", "dm.basesize=512M")
 MINI = "mini"
@@ -30,7 +31,7 @@ def the_docker(mini: bytes) -> Iterator[Docker]:
     docker("builder", "prune", "-af")
     docker.await_only_known_volumes()
     docker.stop()
-    assert traces(docker) == []
+    assert traces(docker.home) == []
 
 
 @pytest.fixture

@@ -2,65 +2,17 @@
 
 import http.client
 import json
-import os
-import shutil
-import signal
 import socket
 import subprocess
-import tarfile
 from collections.abc import Iterable, Sequence
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from dmthin.kernel import loop, mount
-from dmthin.kernel.dmioctl import IoctlDeviceMapper
 from dmthin.store.store import Store
+from tests.engine.daemons import PATH, Daemon, Failed, last_words, listens
 from tests.waiting import PATIENCE, until
 
-CACHE = Path(os.environ["DMTHIN_VM_CACHE"])
-ENGINES = CACHE / "engines"
-ROOTFS = CACHE / "rootfs.tar"
-SCRATCH = Path(os.environ["DMTHIN_VM_SCRATCH"])
 PLUGINS = Path("/run/docker/plugins")
-
-_PATH = f"{ENGINES}/usr/bin:{ENGINES}/usr/sbin:{os.environ['PATH']}"
-
-
-class Failed(Exception):
-    """A command of docker failed; the text is what it said."""
-
-
-class Daemon:
-    """A process that serves, its words in a log."""
-
-    def __init__(self, log: Path, *line: str) -> None:
-        self.log = log
-        self._line = line
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        with self.log.open("ab") as output:
-            environment = {**os.environ, "PATH": _PATH}
-            environment.pop("DM_DISABLE_UDEV", None)
-            self._process = subprocess.Popen(self._line, stdout=output, stderr=output, env=environment)
-
-    @property
-    def pid(self) -> int:
-        assert self._process is not None
-        return self._process.pid
-
-    def end(self, number: int = signal.SIGTERM) -> int:
-        """Signal it, and wait for its end; its exit status."""
-        assert self._process is not None
-        self._process.send_signal(number)
-        status = self._process.wait(PATIENCE)
-        self._process = None
-        return status
-
-    @property
-    def runs(self) -> bool:
-        return self._process is not None and self._process.poll() is None
 
 
 class Docker:
@@ -92,7 +44,7 @@ class Docker:
         """Start what does not run, and wait until it answers."""
         if self.driver not in ("devicemapper", "vfs") and not self.dmthin.runs:
             self.dmthin.start()
-            until(self._plugin_answers)
+            until(lambda: listens(self.plugin))
         if not self.dockerd.runs:
             self.dockerd.start()
         until(lambda: not self.dockerd.runs or self._answers())
@@ -125,7 +77,7 @@ class Docker:
         return ["docker", "--host", f"unix://{self.socket}", *words]
 
     def _environment(self, buildkit: bool) -> dict[str, str]:
-        return {"PATH": _PATH, "HOME": "/run/home", "DOCKER_BUILDKIT": str(int(buildkit))}
+        return {"PATH": PATH, "HOME": "/run/home", "DOCKER_BUILDKIT": str(int(buildkit))}
 
     def container(self, image: str, *words: str, options: Iterable[str] = ()) -> str:
         """Run a program in a new container to its end, without a network; what it printed."""
@@ -149,18 +101,10 @@ class Docker:
 
     def logs(self) -> str:
         """The last words of both daemons."""
-        return "\n".join(
-            f"--- {log}\n{log.read_text(errors='replace')[-6000:]}"
-            for log in (self.dmthin.log, self.dockerd.log)
-            if log.exists()
-        )
+        return last_words(self.dmthin, self.dockerd)
 
     def _answers(self) -> bool:
         return self.run("version").returncode == 0
-
-    def _plugin_answers(self) -> bool:
-        with socket.socket(socket.AF_UNIX) as trial:
-            return trial.connect_ex(str(self.plugin)) == 0
 
 
 class Plugin(http.client.HTTPConnection):
@@ -227,45 +171,3 @@ class Plugin(http.client.HTTPConnection):
         status, body = self.raw("GraphDriver.Diff", json.dumps({"ID": layer, "Parent": parent}).encode())
         assert status == 200, body
         return body
-
-
-def tar_of(files: dict[str, bytes | None]) -> bytes:
-    """A tar of files, of folders where the content is None."""
-    buffer = BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as tar:
-        for name, content in files.items():
-            info = tarfile.TarInfo(name)
-            info.mtime = 1_700_000_000
-            if content is None:
-                info.type, info.mode = tarfile.DIRTYPE, 0o755
-            else:
-                info.size = len(content)
-            tar.addfile(info, BytesIO(content or b""))
-    return buffer.getvalue()
-
-
-def mini_rootfs(folder: Path) -> bytes:
-    """A tar of a root file system that holds busybox and nothing else worth the time."""
-    root = folder / "mini"
-    shutil.rmtree(root, ignore_errors=True)
-    for name in ("bin", "etc", "tmp", "srv/old", "lib"):
-        (root / name).mkdir(parents=True)
-    shutil.copy(ENGINES / "bin/busybox", root / "bin/busybox")
-    for name in ("sh", "cat", "ls", "rm", "ln", "sleep", "df", "dd", "mkdir", "stat", "touch", "chmod", "find", "true"):
-        (root / "bin" / name).symlink_to("busybox")
-    (root / "etc/motd").write_text("hello\n")
-    (root / "srv/old/file").write_text("old\n")
-    buffer = BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as tar:
-        tar.add(root, arcname=".")
-    return buffer.getvalue()
-
-
-def traces(docker: Docker) -> list[str]:
-    """Every device, loop and mount that there is of a store."""
-    with docker.store() as store, IoctlDeviceMapper() as dm:
-        prefix = store.ledger.store().prefix
-        devices = [device.name for device in dm.devices() if device.name.startswith(prefix)]
-    backing = (Path(f"/sys/block/loop{index}/loop/backing_file") for index in loop.bound())
-    loops = [text for text in (file.read_text().strip() for file in backing) if text.startswith(str(docker.folder))]
-    return [*devices, *loops, *(entry.target for entry in mount.under(docker.home))]

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.engine.daemons import tar_of
 from tests.engine.docker.conftest import MINI
-from tests.engine.docker.harness import Docker, tar_of
+from tests.engine.docker.harness import Docker
 from tests.engine.docker.trees import CAPABILITY, NET_RAW, files_of, odd_tar, opened
 
 ACROSS_LAYERS = """\

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from dmthin.units import GIB, MIB
+from tests.engine.daemons import ROOTFS, SCRATCH, Failed, traces
 from tests.engine.docker.conftest import MINI, SMALL
-from tests.engine.docker.harness import ROOTFS, SCRATCH, Docker, Failed, traces
+from tests.engine.docker.harness import Docker
 from tests.waiting import until
 
 DOCKERFILE = """\
@@ -106,7 +107,7 @@ def test_a_saved_image_is_the_same_in_another_store(docker: Docker, context: Pat
         other.await_only_known_volumes()
     finally:
         other.stop()
-    assert traces(other) == []
+    assert traces(other.home) == []
     docker("rmi", "built")
 
 

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from dmthin.units import MIB
+from tests.engine.daemons import SCRATCH, Failed, tar_of, traces
 from tests.engine.docker.conftest import MINI
-from tests.engine.docker.harness import SCRATCH, Docker, Failed, tar_of, traces
+from tests.engine.docker.harness import Docker
 from tests.waiting import until
 
 FILES = 3000
@@ -143,7 +144,7 @@ def test_a_full_pool_refuses_and_recovers(mini: bytes) -> None:
         docker.await_only_known_volumes()
     finally:
         docker.stop()
-    assert traces(docker) == []
+    assert traces(docker.home) == []
 
 
 def test_without_dmthin_docker_says_so_and_goes_on_with_it(docker: Docker) -> None:

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from dmthin.kernel import mount
+from tests.engine.daemons import SCRATCH, tar_of, traces
 from tests.engine.docker.conftest import SMALL
-from tests.engine.docker.harness import SCRATCH, Docker, Plugin, tar_of, traces
+from tests.engine.docker.harness import Docker, Plugin
 from tests.waiting import until
 
 
@@ -25,7 +26,7 @@ def served() -> Iterator[Docker]:
     docker.dmthin.start()
     yield docker
     assert docker.dmthin.end() == 0
-    assert traces(docker) == []
+    assert traces(docker.home) == []
 
 
 @pytest.fixture
@@ -299,10 +300,10 @@ def test_cleanup_takes_everything_down_and_init_brings_it_back(plugin: Plugin, s
     plugin.ok("Create", ID="layer")
     plugin.apply("layer", tar_of({"a": b"1"}))
     plugin.ok("Get", ID="layer")
-    assert traces(served) != []
+    assert traces(served.home) != []
     for _ in range(2):
         plugin.ok("Cleanup")
-        assert traces(served) == []
+        assert traces(served.home) == []
     plugin.ok("Init", Home=str(served.home), Opts=list(SMALL))
     assert (Path(plugin.ok("Get", ID="layer")["Dir"]) / "a").read_bytes() == b"1"
     plugin.ok("Put", ID="layer")

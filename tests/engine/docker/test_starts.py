@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from dmthin.kernel import mount
+from tests.engine.daemons import SCRATCH, tar_of, traces
 from tests.engine.docker.conftest import MINI
-from tests.engine.docker.harness import SCRATCH, Docker, tar_of, traces
+from tests.engine.docker.harness import Docker
 from tests.waiting import until
 
 POOL = ("dm.loopdatasize=4G", "dm.loopmetadatasize=64M")
@@ -44,7 +45,7 @@ def restoring(mini: bytes) -> Iterator[Restoring]:
     docker("image", "prune", "-af")
     docker.await_only_known_volumes()
     docker.stop()
-    assert traces(docker) == []
+    assert traces(docker.home) == []
 
 
 @pytest.fixture
