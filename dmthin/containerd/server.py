@@ -6,7 +6,7 @@ grpclib has the transport: it forks with no harm and takes a socket that is list
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import Any
@@ -38,10 +38,10 @@ Handle = Callable[[Stream[Any, Any]], Awaitable[None]]
 
 
 class ContainerdFace:
-    """The face to one containerd: its snapshotters by name."""
+    """The face to one containerd, whose calls wait for the snapshotters that are still `opening`."""
 
-    def __init__(self, snapshotters: Iterable[Snapshotter]) -> None:
-        self._snapshotters: Mapping[str, Snapshotter] = {found.name: found for found in snapshotters}
+    def __init__(self, opening: asyncio.Future[list[Snapshotter]]) -> None:
+        self._opening = opening
         self._threads = ThreadPoolExecutor(_THREADS, "containerd")
         self._under_way: set[asyncio.Task[Any]] = set()
         self._ending = False
@@ -114,7 +114,7 @@ class ContainerdFace:
         try:
             if self._ending:
                 raise Unavailable("dmthin is ending", hint="try again once it is back")
-            snapshotter = self._snapshotter(request.snapshotter)
+            snapshotter = await self._snapshotter(request.snapshotter)
             return await asyncio.get_running_loop().run_in_executor(self._threads, call, snapshotter, request)
         except DmthinError as error:
             outcome = f"refused: {error}"
@@ -133,11 +133,12 @@ class ContainerdFace:
             key = getattr(request, "key", "")
             logger.log(level, "%s %s %r took=%.1fms %s", name, request.snapshotter, key, milliseconds, outcome)
 
-    def _snapshotter(self, name: str) -> Snapshotter:
-        if name not in self._snapshotters:
-            known = ", ".join(self._snapshotters)
+    async def _snapshotter(self, name: str) -> Snapshotter:
+        snapshotters = {found.name: found for found in await asyncio.shield(self._opening)}
+        if name not in snapshotters:
+            known = ", ".join(snapshotters)
             raise InvalidValue(f"there is no snapshotter {name!r} here", hint=f"known are: {known}")
-        return self._snapshotters[name]
+        return snapshotters[name]
 
 
 async def _received(stream: Stream[Any, Any]) -> Any:

@@ -113,20 +113,21 @@ async def _containerd(listener: Listener, faces: Faces) -> AsyncIterator[None]:
     from dmthin.containerd.server import ContainerdFace
 
     stores = opened(faces.snapshotters, faces.options)
-    snapshotters = await asyncio.to_thread(stores.__enter__)
+    opening = asyncio.ensure_future(asyncio.to_thread(stores.__enter__))
+    face = ContainerdFace(opening)
+    server = Server([face])
+    # containerd gives up a connection that is not answered within a second; a call on one may take its time.
+    await server.start(sock=listener.socket)
     try:
-        face = ContainerdFace(snapshotters)
-        server = Server([face])
-        await server.start(sock=listener.socket)
-        try:
-            yield
-        finally:
-            await face.drain(_GOODBYE_SECONDS)
-            server.close()
-            await server.wait_closed()
-            await asyncio.to_thread(face.close)
+        await opening
+        yield
     finally:
-        await asyncio.to_thread(stores.__exit__, None, None, None)
+        await face.drain(_GOODBYE_SECONDS)
+        server.close()
+        await server.wait_closed()
+        await asyncio.to_thread(face.close)
+        if not opening.exception():
+            await asyncio.to_thread(stores.__exit__, None, None, None)
 
 
 async def _keep_watchdog_quiet() -> None:
