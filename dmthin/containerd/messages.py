@@ -8,6 +8,7 @@ where they cannot clash with those of another package.
 from typing import Any
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from google.protobuf.message import DecodeError as DecodeError
 
 SERVICE = "containerd.services.snapshots.v1.Snapshots"
 

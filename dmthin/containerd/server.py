@@ -12,7 +12,6 @@ from itertools import islice
 from typing import Any
 from urllib.parse import quote
 
-from google.protobuf.message import DecodeError
 from grpclib.const import Cardinality, Handler, Status
 from grpclib.exceptions import GRPCError
 from grpclib.server import Stream
@@ -145,7 +144,7 @@ async def _received(stream: Stream[Any, Any]) -> Any:
     """The request, None from a client that has left."""
     try:
         return await stream.recv_message()
-    except DecodeError as error:
+    except messages.DecodeError as error:
         logger.warning("a request cannot be read: %s", error)
         raise GRPCError(Status.INTERNAL, f"the request cannot be read: {error}") from None
 

@@ -130,13 +130,16 @@ class Snapshotter:
                 pass
 
     def _publish(self, key: str, parent: str, labels: Labels, reference: str) -> bool:
-        """Let a layer that the store holds be found under a name of this snapshotter; False if there is none."""
+        """Let a layer that the store holds be found under a name of this snapshotter; False if there is none.
+
+        One of another size than it would have here is none: what is made on it later would have that size too.
+        """
         seed = self._keyed.held(REFERENCE, reference, self.name, parent)
         if seed is None:
             return False
         if (seed.snapshotter, seed.parent) != (self.name, parent):
-            size = _size(labels)
-            if size is not None and size != seed.volume.size:
+            usual = self._keyed.get(self.name, parent).volume.size if parent else self._base_size
+            if seed.volume.size != (_size(labels) or usual):
                 return False
             self._keyed.adopt(self.name, f"{key} {reference}", parent, labels, seed)
             logger.info("%s: gave the layer %s from %r, which is here", self.name, reference, seed.key)
