@@ -7,20 +7,17 @@ takes by itself.
 
 import hashlib
 import http.client
-import io
 import json
-import os
 import socket
-import subprocess
-import tarfile
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from benchlib.images import archive_of
 from benchlib.timings import Timings
+from benchlib.udev import install_rules, settle
 from dmthin.store.store import Store
 from tests.engine.daemons import ROOTFS, SCRATCH, tar_of
 from tests.engine.docker.harness import Docker, Plugin
@@ -176,45 +173,6 @@ def write_mount_points(root: Path) -> None:
     (root / "etc/mtab").symlink_to("/proc/mounts")
 
 
-def install_rules() -> None:
-    """What `dmthin system install` does, for this start of the machine only."""
-    folder = Path("/run/udev/rules.d")
-    folder.mkdir(parents=True, exist_ok=True)
-    for rules in files("dmthin").joinpath("data", "udev").iterdir():
-        (folder / rules.name).write_text(rules.read_text())
-    subprocess.run(["udevadm", "control", "--reload"], check=True)
-
-
-def settle() -> None:
-    """Let what the last step left to udevd and the disk be done before the next is timed."""
-    subprocess.run(["udevadm", "settle"], check=True)
-    os.sync()
-
-
-def archive_of(layer: bytes) -> tuple[bytes, str]:
-    """What `docker load` takes, with one layer; and the image's id."""
-    config = {
-        "architecture": "amd64",
-        "os": "linux",
-        "config": {},
-        "rootfs": {"type": "layers", "diff_ids": [f"sha256:{hashlib.sha256(layer).hexdigest()}"]},
-    }
-    text = json.dumps(config).encode()
-    image = hashlib.sha256(text).hexdigest()
-    manifest = [{"Config": f"{image}.json", "RepoTags": None, "Layers": ["layer.tar"]}]
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as tar:
-        for name, content in (
-            ("layer.tar", layer),
-            (f"{image}.json", text),
-            ("manifest.json", json.dumps(manifest).encode()),
-        ):
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
-    return buffer.getvalue(), f"sha256:{image}"
-
-
 def bench(rounds: int) -> int:
     """The measurement itself, as root in a guest."""
     timings = Timings()
@@ -232,7 +190,7 @@ def bench(rounds: int) -> int:
         calls = DriverCalls(new.docker, timings)
         stack.callback(calls.close)
         layer = tar_of({f"d{number % 50}/f{number}": b"%d" % number * 200 for number in range(FILES)})
-        archive, image = archive_of(layer)
+        archive, image = archive_of([layer])
         few = max(3, rounds // 3)
 
         def measure(number: int) -> None:

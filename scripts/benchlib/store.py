@@ -14,6 +14,7 @@ from dmthin.kernel.dmabi import Flag, Header, Request
 from dmthin.kernel.dmioctl import CONTROL
 from dmthin.kernel.thin import ThinTable
 from dmthin.store.create import create_store
+from dmthin.store.model import Volume
 from dmthin.store.store import Store
 
 ROUNDS = 60
@@ -49,7 +50,7 @@ class Workload:
         self.timings = timings
         self.mount_point = scratch / "mount"
         self.mount_point.mkdir()
-        self.raw = RawPool(store)
+        self.raw = RawPool(store, store.ledger.ready("image"))
         self.commits = CommitFloor(scratch / "floor.db")
         self.environment = {**os.environ, "DMTHIN_ROOT": str(store.layout.root)}
 
@@ -107,14 +108,17 @@ class Workload:
 
 
 class RawPool:
-    """The least that a kernel must be asked for, from buffers packed beforehand: no checks, no ledger, no locks."""
+    """The least that a kernel must be asked for, from buffers packed beforehand: no checks, no ledger, no locks.
 
-    def __init__(self, store: Store) -> None:
+    Its volumes are snapshots of `origin`.
+    """
+
+    def __init__(self, store: Store, origin: Volume) -> None:
         record = store.ledger.store()
         self.pool = record.pool_name
         self.name = "bench-raw"
         self.device_id = 16_000_000
-        self.origin = store.ledger.ready("image")
+        self.origin = origin
         self.number = store.dm.info(self.pool).number
         self._dm = store.dm
         self._fd = os.open(CONTROL, os.O_RDWR)
