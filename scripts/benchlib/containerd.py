@@ -27,7 +27,7 @@ from dmthin.store.model import Volume
 from dmthin.store.poolkeeper import pool_table
 from dmthin.store.store import Store
 from dmthin.units import KIB, MIB, parse_size
-from tests.engine.docker.harness import ENGINES, ROOTFS, SCRATCH, Daemon, tar_of
+from tests.engine.daemons import ENGINES, ROOTFS, SCRATCH, Daemon, tar_of
 from tests.snapshots_client import Snapshots
 from tests.waiting import until
 
