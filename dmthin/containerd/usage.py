@@ -58,8 +58,9 @@ class UsageCounter:
             return snapshot.bytes, snapshot.inodes
         volume = snapshot.volume
         inodes = self._inodes(snapshot)
-        size = self._exclusive(snapshot)
-        if volume.parent is not None:
+        if volume.parent is None:
+            size = self._exclusive(snapshot)
+        else:
             size = self._store.pool.added(volume.parent, volume.device_id)
         # Whoever asks must not wait for those who write the ledger.
         self._store.snapshots.behind.later(0, partial(self._store.keyed.count, snapshot, size, inodes))
