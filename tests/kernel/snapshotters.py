@@ -4,10 +4,11 @@ Nothing here is the server's: the client is `tests.snapshots_client`.
 """
 
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Collection, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import grpc
@@ -42,8 +43,10 @@ class Daemon:
         """Start it; returns once it answers, or is dead already where a failpoint is set."""
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(self._line, stderr=log, env={**os.environ, **environment})
-        until(lambda: self._answers() or (self._process and self._process.poll() is not None))
+        until(lambda: self._listens() or (self._process and self._process.poll() is not None))
         assert environment or self._process.poll() is None, self.log.read_text()
+        with self.client("nobody") as client, suppress(grpc.RpcError):
+            client.cleanup()
 
     def kill(self) -> None:
         """SIGKILL, and wait until it is dead."""
@@ -61,13 +64,9 @@ class Daemon:
         """A client of one of its snapshotters."""
         return Snapshots(self.socket, snapshotter)
 
-    def _answers(self) -> bool:
-        with self.client() as client:
-            try:
-                client.list('name=="nothing"')
-            except grpc.RpcError as error:
-                return bool(error.code() is grpc.StatusCode.INVALID_ARGUMENT)  # there is no snapshotter of this name
-            return True
+    def _listens(self) -> bool:
+        with socket.socket(socket.AF_UNIX) as connection:
+            return not connection.connect_ex(str(self.socket))
 
 
 @contextmanager
