@@ -60,6 +60,7 @@ class KeyedSnapshots:
         """
         self._require_free(snapshotter, key)
         made: list[Snapshot] = []
+        devices: list[DeviceInfo] = []
         create = partial(self._snapshots.create_first, size=size, base_size=base_size)
         if parent:
             create = partial(self._snapshots.create, parent=self._parent(snapshotter, parent).volume, size=size)
@@ -67,10 +68,11 @@ class KeyedSnapshots:
             volume_name(snapshotter, key),
             Kind.CONTAINER,
             activate=True,
+            activated=devices.append,
             read_only=view,
             record=self._recorder(snapshotter, key, parent, labels, made.append),
         )
-        return made[0], self._volumes.info(made[0].volume) or self.activate(made[0])
+        return made[0], devices[-1]
 
     def activate(self, snapshot: Snapshot) -> DeviceInfo:
         """The device of an active snapshot or a view, made if it is not there."""

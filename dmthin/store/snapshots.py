@@ -44,8 +44,11 @@ _PAUSE_SECONDS = 0.05
 Record = Callable[[Volume], None]
 
 
-def _nothing(_: Volume) -> None:
-    """No record but the volume's own."""
+Activated = Callable[[DeviceInfo], None]
+
+
+def _nothing(_: object) -> None:
+    """No record but the volume's own; nobody who asks for its device."""
 
 
 class Snapshots:
@@ -70,17 +73,27 @@ class Snapshots:
         size: int | None = None,
         *,
         activate: bool = False,
+        activated: Activated = _nothing,
         read_only: bool = False,
         record: Record = _nothing,
     ) -> Volume:
         """Make a snapshot of a volume, its file system grown where `size` in bytes is more than the parent's.
 
-        `activate` makes its block device, on which a `read_only` one takes no write; `record` adds to its record.
-        All of it is made or nothing. Raises AlreadyExists, NotFound (the parent is gone), InvalidValue (a size below
-        the parent's), NoDataSpace and NoMetadataSpace (once removals that are under way have not helped).
+        `activate` makes its block device, of which `activated` hears, last as it is in the end, and on which a
+        `read_only` one takes no write; `record` adds to its record. All of it is made or nothing.
+        Raises AlreadyExists, NotFound (the parent is gone), InvalidValue (a size below the parent's), NoDataSpace and
+        NoMetadataSpace (once removals that are under way have not helped).
         """
         create = partial(
-            self._create, name, kind, parent, size, activate=activate, read_only=read_only, record=record
+            self._create,
+            name,
+            kind,
+            parent,
+            size,
+            activate=activate,
+            activated=activated,
+            read_only=read_only,
+            record=record,
         )
         try:
             return create()
@@ -97,6 +110,7 @@ class Snapshots:
         *,
         base_size: int | None = None,
         activate: bool = False,
+        activated: Activated = _nothing,
         read_only: bool = False,
         record: Record = _nothing,
     ) -> Volume:
@@ -108,7 +122,16 @@ class Snapshots:
         self._ledger.require_free(name)
         with self._bases.kept():
             base = self._base(min(base_size, size or base_size) if base_size else size)
-            return self.create(name, kind, base, size, activate=activate, read_only=read_only, record=record)
+            return self.create(
+                name,
+                kind,
+                base,
+                size,
+                activate=activate,
+                activated=activated,
+                read_only=read_only,
+                record=record,
+            )
 
     def prepare_base(self) -> None:
         """Make the golden base of first volumes now, if it is not there, so that none of them waits for mkfs."""
@@ -246,6 +269,7 @@ class Snapshots:
         size: int | None,
         *,
         activate: bool,
+        activated: Activated,
         read_only: bool,
         record: Record,
     ) -> Volume:
@@ -264,6 +288,7 @@ class Snapshots:
             file_system=parent.file_system,
             parent=parent,
             activate=activate and not grows,
+            activated=activated,
             read_only=read_only,
             record=record,
         )
@@ -271,7 +296,7 @@ class Snapshots:
             if grows:
                 self._volumes.fill_device(replace(volume, read_only=False))
             if activate and (grows or (read_only and self._replay_journal(volume))):
-                self._volumes.activate(volume)
+                activated(self._volumes.activate(volume))
         return volume.with_state(State.READY)
 
     def _replay_journal(self, volume: Volume) -> bool:

@@ -78,14 +78,16 @@ class Volumes:
         parent: Volume | None,
         origin: Volume | None = None,
         activate: bool = False,
+        activated: Callable[[DeviceInfo], None] = lambda _: None,
         read_only: bool = False,
         record: Callable[[Volume], None] = lambda _: None,
     ) -> Iterator[Volume]:
         """Make a volume: a snapshot of `origin` (by default the parent), or empty; READY when the block ends well.
 
         Whatever ends the block otherwise, or this process, leaves no volume. `parent` is what the ledger calls its
-        descent; `activate` makes its block device at once, on which a `read_only` volume takes no write. `record` does
-        what belongs into the transaction that ends it. Who calls keeps others from mounting the origin meanwhile.
+        descent; `activate` makes its block device at once, of which `activated` hears, and on which a `read_only`
+        volume takes no write. `record` does what belongs into the transaction that ends it. Who calls keeps others from
+        mounting the origin meanwhile.
         Raises AlreadyExists (the name), NotFound (the parent is gone), NoDataSpace.
         """
         origin = origin or parent
@@ -102,7 +104,7 @@ class Volumes:
                 with self._ending_on_failure(volume, pool):
                     self._create(pool, volume, origin)
                     if activate:
-                        self._activate(pool, volume)
+                        activated(self._activate(pool, volume))
             with self._ending_on_failure(volume):
                 yield volume
                 with self._ledger.transaction(f"made {name}"):
