@@ -63,9 +63,10 @@ class Locks:
     @contextmanager
     def share_pool(self) -> Iterator[None]:
         """Keep the pool as it is (active, its table unchanged) for a short step on a volume. Does not nest."""
-        with self._take(_GATE):
-            pool = self._take(_POOL, shared=True)
-        with pool:
+        with self._take(_GATE) as lock:
+            # Nobody owns the pool now, for that takes the gate. One open file for both saves four system calls.
+            fcntl.fcntl(lock.fd, _F_OFD_SETLKW, _request(_POOL, shared=True))
+            fcntl.fcntl(lock.fd, _F_OFD_SETLK, _FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, _GATE, 1, 0))
             yield
 
     @contextmanager
