@@ -218,6 +218,11 @@ class Ledger:
             f"UPDATE volume SET {assignments} WHERE device_id = ?", (*_row(volume), volume.device_id)
         )
 
+    def mark(self, volume: Volume, state: State) -> Volume:
+        """Write a volume's state, which is all that has changed; the volume as it is now. The name's index stays."""
+        self._connection.execute("UPDATE volume SET state = ? WHERE device_id = ?", (state, volume.device_id))
+        return volume.with_state(state)
+
     def cap_uses(self, most: int) -> None:
         """Let no volume count more uses than this."""
         self._connection.execute("UPDATE volume SET uses = min(uses, ?)", (most,))

@@ -108,8 +108,7 @@ class Volumes:
             with self._ending_on_failure(volume):
                 yield volume
                 with self._ledger.transaction(f"made {name}"):
-                    self._ledger.save(volume.with_state(State.READY))
-                    record(volume.with_state(State.READY))
+                    record(self._ledger.mark(volume, State.READY))
 
     def remove(self, volume: Volume, *, force: bool = False, orphaning: bool = False) -> None:
         """Remove a volume and give its space back.
