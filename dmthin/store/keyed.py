@@ -58,12 +58,14 @@ class KeyedSnapshots:
         Raises AlreadyExists (the key), NotFound (the parent), InvalidValue (it is not committed; the size is less than
         its own), NoDataSpace, NoMetadataSpace.
         """
-        self._require_free(snapshotter, key)
+        taken, below = self._keys.find_both(snapshotter, key, parent)
+        if taken is not None:
+            raise AlreadyExists(f"the key {key!r} is that of the {taken.title}")
         made: list[Snapshot] = []
         devices: list[DeviceInfo] = []
         create = partial(self._snapshots.create_first, size=size, base_size=base_size)
         if parent:
-            create = partial(self._snapshots.create, parent=self._parent(snapshotter, parent).volume, size=size)
+            create = partial(self._snapshots.create, parent=_parent(parent, below).volume, size=size)
         create(
             volume_name(snapshotter, key),
             Kind.CONTAINER,
@@ -85,8 +87,7 @@ class KeyedSnapshots:
         Only the ledger is written before this returns. `parent`, if given, is to be the snapshot's own.
         Raises NotFound (the key), AlreadyExists (the name), InvalidValue (another parent), InUse (it is not active).
         """
-        active = self._keys.find(snapshotter, key)
-        done = self._keys.find(snapshotter, name)
+        active, done = self._keys.find_both(snapshotter, key, name)
         if active is None and done is not None and done.source == key:
             return
         if active is None:
@@ -140,7 +141,7 @@ class KeyedSnapshots:
 
     def adopt(self, snapshotter: str, name: str, parent: str, labels: Labels, seed: Snapshot) -> None:
         """Make a committed snapshot that holds what `seed` holds, on a parent of the caller's. Raises as `prepare`."""
-        below = self._parent(snapshotter, parent).volume if parent else None
+        below = _parent(parent, self._keys.find(snapshotter, parent)).volume if parent else None
         self._snapshots.copy(
             volume_name(snapshotter, name),
             Kind.IMAGE,
@@ -156,18 +157,6 @@ class KeyedSnapshots:
             if now is not None and now.volume.device_id == snapshot.volume.device_id:
                 self._keys.save(replace(now, bytes=size, inodes=inodes))
 
-    def _parent(self, snapshotter: str, name: str) -> Snapshot:
-        parent = self._keys.find(snapshotter, name)
-        if parent is None:
-            raise NotFound(f"the parent {name!r} is not there")
-        if parent.kind is not SnapshotKind.COMMITTED:
-            raise InvalidValue(f"the parent is the {parent.title}", hint="commit it first")
-        return parent
-
-    def _require_free(self, snapshotter: str, key: str) -> None:
-        if (taken := self._keys.find(snapshotter, key)) is not None:
-            raise AlreadyExists(f"the key {key!r} is that of the {taken.title}")
-
     def _recorder(
         self, snapshotter: str, key: str, parent: str, labels: Labels, tell: Callable[[Snapshot], None]
     ) -> Callable[[Volume], None]:
@@ -178,3 +167,12 @@ class KeyedSnapshots:
             tell(snapshot)
 
         return record
+
+
+def _parent(name: str, found: Snapshot | None) -> Snapshot:
+    """The snapshot that was found under a parent's name. Raises NotFound, InvalidValue."""
+    if found is None:
+        raise NotFound(f"the parent {name!r} is not there")
+    if found.kind is not SnapshotKind.COMMITTED:
+        raise InvalidValue(f"the parent is the {found.title}", hint="commit it first")
+    return found
