@@ -119,7 +119,9 @@ class Snapshots:
         With a `base_size` a larger volume is made by growing one of that size, without a base of its own.
         Raises what `create` does.
         """
-        self._ledger.require_free(name)
+        taken = self._ledger.find(name)
+        if taken is None or taken.state is not State.MAKING:  # else the next change may find that its maker has died
+            self._ledger.require_free(name)
         with self._bases.kept():
             base = self._base(min(base_size, size or base_size) if base_size else size)
             return self.create(
