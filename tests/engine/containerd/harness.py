@@ -9,7 +9,7 @@ from pathlib import Path
 
 from dmthin.store.model import Snapshot
 from dmthin.store.store import Store
-from tests.engine.daemons import PATH, Daemon, Failed, last_words, listens
+from tests.engine.daemons import PATH, Daemon, Failed, last_words
 from tests.snapshots_client import Snapshots
 from tests.waiting import until
 
@@ -62,14 +62,18 @@ class Containerd:
 
     def start(self) -> None:
         """Start what does not run, and wait until it answers."""
-        if not self.dmthin.runs:
-            self.dmthin.start()
-        until(lambda: not self.dmthin.runs or listens(self.proxy))
-        assert self.dmthin.runs, f"dmthin ended: {self.dmthin.log.read_text()[-2000:]}"
-        if not self.containerd.runs:
-            self.containerd.start()
-        until(lambda: not self.containerd.runs or self._reaches_dmthin())
-        assert self.containerd.runs, f"containerd ended: {self.containerd.log.read_text()[-2000:]}"
+        waiting = [daemon for daemon in (self.dmthin, self.containerd) if not daemon.runs]
+        for daemon in waiting:
+            daemon.start()
+        if waiting:
+            self.await_answers()
+
+    def await_answers(self) -> None:
+        """Wait until containerd answers, and has reached dmthin: after a failure it tries again in three seconds."""
+        ask = ("snapshots", "--snapshotter", DMTHIN, "ls")
+        until(lambda: not (self.dmthin.runs and self.containerd.runs) or self.run(*ask).returncode == 0)
+        for daemon in (self.dmthin, self.containerd):
+            assert daemon.runs, f"it ended: {daemon.log.read_text()[-2000:]}"
 
     def stop(self) -> None:
         """End both as a machine that shuts down does."""
@@ -195,7 +199,3 @@ class Containerd:
     def logs(self) -> str:
         """The last words of both daemons."""
         return last_words(self.dmthin, self.containerd)
-
-    def _reaches_dmthin(self) -> bool:
-        """containerd waits for up to three seconds after a failure until it connects again."""
-        return self.run("snapshots", "--snapshotter", DMTHIN, "ls").returncode == 0

@@ -53,7 +53,7 @@ def test_containers_go_on_while_both_daemons_restart(containerd: Containerd, fir
     Path(f"/proc/{pid}/root/srv/meanwhile").write_text("on\n")
     for daemon in daemons:
         daemon.start()
-    containerd.start()
+    containerd.await_answers()
     assert task_state(containerd, "web") == (pid, "RUNNING")
     assert containerd.execute("web", "cat /srv/meanwhile") == "on\n"
     assert containerd.container(IMAGE, "cat", "/srv/new") == "of the second\n"
