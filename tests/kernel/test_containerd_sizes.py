@@ -22,7 +22,7 @@ INVALID = grpc.StatusCode.INVALID_ARGUMENT
 MISSING = grpc.StatusCode.NOT_FOUND
 PRECONDITION = grpc.StatusCode.FAILED_PRECONDITION
 
-NAMES = ("dmthin", "big", "other", "xfs")
+NAMES = ("dmthin", "twin", "big", "other", "xfs")
 REFERENCE = "containerd.io/snapshot.ref"
 MAX_SIZE = "containerd.io/snapshot/max-size"
 OWN_SIZE = "containerd.io/snapshot/dmthin.size"
@@ -33,11 +33,11 @@ _SHUTDOWN = 0x8004587D
 
 @pytest.fixture(scope="module")
 def daemon() -> Iterator[Daemon]:
-    """`dmthin` and `big` share a store, `other` has its own, and so has `xfs`, of another file system."""
+    """`dmthin`, `twin` and `big` share a store, `other` has its own, and so has `xfs`, of another file system."""
     with scratch_folder() as folder:
         other, xfs = folder / "other", folder / "xfs"
         create_store(xfs, (*OPTIONS, "dm.fs=xfs")).close()
-        names = ("dmthin", "big,size=384M", f"other={other},size=352M", f"xfs={xfs}")
+        names = ("dmthin", "twin", "big,size=384M", f"other={other},size=352M", f"xfs={xfs}")
         with serving(folder, *names, stores=(other, xfs)) as daemon:
             yield daemon
 
@@ -127,7 +127,7 @@ def test_a_snapshotter_that_is_not_served(daemon: Daemon, clients: dict[str, Sna
             lambda: nobody.cleanup(),
         )
         for call in calls:
-            with refused(INVALID, "nobody.*dmthin, big, other, xfs"):
+            with refused(INVALID, "nobody.*dmthin, twin, big, other, xfs"):
                 call()
 
 
@@ -274,38 +274,45 @@ def test_a_layer_that_is_here_is_not_fetched_again(snapshots: Snapshots, place: 
 
 
 def test_a_layer_of_another_name_is_lent(clients: dict[str, Snapshots], place: Path) -> None:
-    ours, big = clients["dmthin"], clients["big"]
+    ours, twin = clients["dmthin"], clients["twin"]
     one = unpack(ours, "sha256:1", "", place, one="1")
     unpack(ours, "sha256:2", one, place, two="2")
-    assert big.list() == ()
+    assert twin.list() == ()
     with refused(EXISTS, "sha256:1"):
-        big.prepare("extract 1", "", {REFERENCE: "sha256:1"})
-    (below,) = held(big, "sha256:1", "")
+        twin.prepare("extract 1", "", {REFERENCE: "sha256:1"})
+    (below,) = held(twin, "sha256:1", "")
     with refused(EXISTS, "sha256:2"):
-        big.prepare("extract 2", below, {REFERENCE: "sha256:2"})
-    (upper,) = held(big, "sha256:2", below)
+        twin.prepare("extract 2", below, {REFERENCE: "sha256:2"})
+    (upper,) = held(twin, "sha256:2", below)
     with refused(EXISTS):
-        big.prepare("extract 3", below, {REFERENCE: "sha256:2"})
-    assert held(big, "sha256:2", below) == [upper], "what is here for this name is not copied again"
-    assert {info.kind for info in big.list()} == {"committed"}
+        twin.prepare("extract 3", below, {REFERENCE: "sha256:2"})
+    assert held(twin, "sha256:2", below) == [upper], "what is here for this name is not copied again"
+    assert {info.kind for info in twin.list()} == {"committed"}
     collect_garbage(ours)
-    with mounted(big.prepare("key", upper), place) as root:
+    with mounted(twin.prepare("key", upper), place) as root:
         assert ((root / "one").read_text(), (root / "two").read_text()) == ("1", "2")
-    assert big.usage(upper).size > 0
-    collect_garbage(big, {below})
-    assert [info.name for info in big.list()] == [below]
+    assert twin.usage(upper).size > 0
+    collect_garbage(twin, {below})
+    assert [info.name for info in twin.list()] == [below]
 
 
 def test_what_is_lent_and_not_taken_is_collected(clients: dict[str, Snapshots], place: Path) -> None:
-    ours, big = clients["dmthin"], clients["big"]
+    ours, twin = clients["dmthin"], clients["twin"]
     one = unpack(ours, "sha256:1", "", place, one="1")
     for _ in range(2):
         with refused(EXISTS):
-            big.prepare("extract", "", {REFERENCE: "sha256:1"})
-        collect_garbage(big)
-        assert big.list() == ()
+            twin.prepare("extract", "", {REFERENCE: "sha256:1"})
+        collect_garbage(twin)
+        assert twin.list() == ()
     with mounted(ours.view("view", one), place) as root:
         assert (root / "one").read_text() == "1"
+
+
+def test_a_layer_of_another_size_is_not_lent(clients: dict[str, Snapshots], place: Path) -> None:
+    """What is made on it would have that size too, and not the one that is usual under this name."""
+    unpack(clients["dmthin"], "sha256:1", "", place, one="1")
+    clients["big"].prepare("extract", "", {REFERENCE: "sha256:1"})
+    assert [info.name for info in clients["big"].list()] == ["extract"]
 
 
 def test_only_committed_layers_of_the_store_are_lent(clients: dict[str, Snapshots], place: Path) -> None:
