@@ -9,7 +9,7 @@ from pathlib import Path
 
 from dmthin.store.model import Snapshot
 from dmthin.store.store import Store
-from tests.engine.daemons import PATH, Daemon, Failed, last_words
+from tests.engine.daemons import PATH, Daemon, Failed, last_words, listens
 from tests.snapshots_client import Snapshots
 from tests.waiting import until
 
@@ -62,11 +62,16 @@ class Containerd:
 
     def start(self) -> None:
         """Start what does not run, and wait until it answers."""
-        waiting = [daemon for daemon in (self.dmthin, self.containerd) if not daemon.runs]
-        for daemon in waiting:
-            daemon.start()
-        if waiting:
-            self.await_answers()
+        if self.dmthin.runs and self.containerd.runs:
+            return
+        if not self.dmthin.runs:
+            self.dmthin.start()
+            until(lambda: not self.dmthin.runs or listens(self.proxy))
+            with Snapshots(self.proxy) as client:
+                client.list()
+        if not self.containerd.runs:
+            self.containerd.start()
+        self.await_answers()
 
     def await_answers(self) -> None:
         """Wait until containerd answers, and has reached dmthin: after a failure it tries again in three seconds."""
