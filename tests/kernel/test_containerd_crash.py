@@ -210,6 +210,7 @@ def test_killed_anywhere_the_same_call_is_answered(root: Path, call: Call) -> No
         edges += 1
         killed = test_crash._run_until_killed(edges, partial(_run, root, call, edges))
         with _snapshotter(root) as snapshotter:
+            _what_is_listed_is_there(snapshotter)
             with suppress(*call.done):
                 call.run(snapshotter)
             call.holds(snapshotter)
@@ -247,6 +248,13 @@ def _snapshotter(root: Path, name: str = "dmthin") -> Iterator[Snapshotter]:
 
 def _root(snapshotter: Snapshotter) -> Path:
     return snapshotter._store.layout.root
+
+
+def _what_is_listed_is_there(snapshotter: Snapshotter) -> None:
+    """containerd hands out what it sees: a snapshot whose removal was only begun is seen whole, or not at all."""
+    for snapshot in snapshotter.list(["kind!=committed"]):
+        with _mounted(snapshotter, snapshotter.mounts(snapshot.key)) as root:
+            assert [path.name for path in root.iterdir()] == (["file"] if snapshot.parent else [])
 
 
 def _kernel_has_no_more_than_the_ledger(store: Store) -> None:
