@@ -101,7 +101,6 @@ Empty: Any = _made["Empty"]
 Mount: Any = _made["Mount"]
 Info: Any = _made["Info"]
 PrepareRequest: Any = _made["PrepareRequest"]
-ViewRequest: Any = PrepareRequest
 MountsRequest: Any = _made["MountsRequest"]
 MountsResponse: Any = _made["MountsResponse"]
 CommitRequest: Any = _made["CommitRequest"]

@@ -4,8 +4,6 @@ Each belongs to a volume that is READY, in whose transactions it comes and goes.
 """
 
 import json
-import time
-from dataclasses import replace
 
 from dmthin.store.ledger import VOLUME_COLUMNS, Ledger, volume_of
 from dmthin.store.model import Kind, Snapshot, Volume
@@ -67,11 +65,6 @@ class Keys:
 def volume_name(snapshotter: str, key: str) -> str:
     """The name of a snapshot's volume, which no administrator's volume has."""
     return f"@snapshot/{snapshotter}/{key}"
-
-
-def relabelled(snapshot: Snapshot, labels: dict[str, str]) -> Snapshot:
-    """The snapshot with other labels, updated now."""
-    return replace(snapshot, labels=labels, updated=time.time_ns())
 
 
 def _row(snapshot: Snapshot) -> tuple[object, ...]:
