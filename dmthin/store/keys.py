@@ -32,10 +32,8 @@ class Keys:
         found = {snapshot.key: snapshot for snapshot in map(_snapshot, rows)}
         return found.get(first), found.get(second)
 
-    def all(self, snapshotter: str | None = None) -> list[Snapshot]:
-        """The snapshots of a snapshotter, or of every one, in the order in which they were made."""
-        if snapshotter is None:
-            return [_snapshot(row) for row in self._ledger.rows(f"{_SELECT} ORDER BY volume.device_id")]
+    def all(self, snapshotter: str) -> list[Snapshot]:
+        """The snapshots of a snapshotter, in the order in which they were made."""
         query = f"{_SELECT} WHERE snapshotter = ? ORDER BY volume.device_id"
         return [_snapshot(row) for row in self._ledger.rows(query, snapshotter)]
 

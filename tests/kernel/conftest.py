@@ -72,6 +72,12 @@ def scratch() -> Iterator[Path]:
 
 
 @pytest.fixture
+def place(scratch: Path) -> Path:
+    """Where to mount something; not made yet."""
+    return scratch / "mnt"
+
+
+@pytest.fixture
 def make_store(scratch: Path) -> Iterator[Callable[..., Store]]:
     """Make stores that are taken down, checked and destroyed after the test."""
     with ExitStack() as stack:

@@ -75,11 +75,6 @@ def client(site: Site) -> Iterator[Callable[[str], Snapshots]]:
         yield make
 
 
-@pytest.fixture
-def place(scratch: Path) -> Path:
-    return scratch / "mnt"
-
-
 def test_a_pool_above_its_limit_takes_no_more(site: Site, client: Callable[[str], Snapshots], place: Path) -> None:
     full = client("full")
     layer(full, "base", "", place, file="of the base")

@@ -26,11 +26,6 @@ def snapshots(daemon: Daemon) -> Iterator[Snapshots]:
         collect_garbage(client)
 
 
-@pytest.fixture
-def place(scratch: Path) -> Path:
-    return scratch / "mnt"
-
-
 def test_list_tells_what_stat_tells_in_messages_of_a_hundred(snapshots: Snapshots, place: Path) -> None:
     """Whoever reads a List may ask for each snapshot meanwhile, and make and remove some; 10M do not fit a socket."""
     base = layer(snapshots, "base", "", place)

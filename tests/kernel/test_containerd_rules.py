@@ -50,11 +50,6 @@ def snapshots(daemon: Daemon) -> Iterator[Snapshots]:
         collect_garbage(client)
 
 
-@pytest.fixture
-def place(scratch: Path) -> Path:
-    return scratch / "mnt"
-
-
 # --- keys and parents -----------------------------------------------------------------------------------------------
 
 

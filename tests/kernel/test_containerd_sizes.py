@@ -56,11 +56,6 @@ def snapshots(clients: dict[str, Snapshots]) -> Snapshots:
     return clients["dmthin"]
 
 
-@pytest.fixture
-def place(scratch: Path) -> Path:
-    return scratch / "mnt"
-
-
 def size_of(mounts: tuple[Mount, ...], place: Path) -> int:
     """The bytes of a file system, its own tables left out."""
     with mounted(mounts, place) as root:

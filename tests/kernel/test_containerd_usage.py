@@ -40,11 +40,6 @@ def snapshots(daemon: Daemon) -> Iterator[Snapshots]:
         collect_garbage(client)
 
 
-@pytest.fixture
-def place(scratch: Path) -> Path:
-    return scratch / "mnt"
-
-
 def write(root: Path, name: str, length: int) -> None:
     fill(root / name, length)
     with (root / name).open() as file:
