@@ -7,7 +7,16 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from dmthin.errors import AlreadyExists, DmthinError, InUse, InvalidValue, KernelError, NoDataSpace, NotFound
+from dmthin.errors import (
+    AlreadyExists,
+    DmthinError,
+    InUse,
+    InvalidValue,
+    KernelError,
+    NoDataSpace,
+    NotFound,
+    Unavailable,
+)
 from dmthin.kernel import block, process
 from dmthin.kernel.devicemapper import UdevRules
 from dmthin.kernel.dmioctl import IoctlDeviceMapper, require_thin_pool
@@ -236,11 +245,16 @@ def _make_folder(root: Path) -> None:
 
 def _require_kernel() -> None:
     """Raise Unavailable without dm-thin, after trying to load it."""
-    if process.find("modprobe"):
+    try:
+        with IoctlDeviceMapper() as dm:
+            require_thin_pool(dm)
+    except Unavailable:
+        if not process.find("modprobe"):
+            raise
         with suppress(DmthinError):
             process.run("modprobe", "dm-thin-pool")
-    with IoctlDeviceMapper() as dm:
-        require_thin_pool(dm)
+        with IoctlDeviceMapper() as dm:
+            require_thin_pool(dm)
 
 
 def _require_room(root: Path) -> None:

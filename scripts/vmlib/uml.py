@@ -6,6 +6,7 @@ from pathlib import Path
 
 from vmlib.guest import Layout, Machine, Share, escaped, laid_out
 from vmlib.host import run_guest
+from vmlib.processor import own_processor
 from vmlib.request import Request
 
 SETUP: tuple[str, ...] = ("--vm", "uml")
@@ -26,9 +27,10 @@ def run(request: Request) -> int:
         mount_line=_mount_line,
         udev=request.udev,
     )
-    with laid_out(request, machine) as layout:
+    with laid_out(request, machine) as layout, own_processor() as processor:
         environment = {"PATH": os.environ["PATH"], "TMPDIR": _memory_folder(request, layout)}
-        return run_guest(_kernel_line(request, layout), environment, layout.channel, request)
+        line = ["taskset", "--cpu-list", str(processor), *_kernel_line(request, layout)]
+        return run_guest(line, environment, layout.channel, request)
 
 
 def _mount_line(share: Share) -> str:

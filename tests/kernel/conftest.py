@@ -13,10 +13,10 @@ import pytest
 from dmthin.kernel import loop, mount
 from dmthin.kernel.dmioctl import IoctlDeviceMapper
 from dmthin.kernel.dmsetup import Dmsetup
-from dmthin.pool import metadata
 from dmthin.store.create import create_store
 from dmthin.store.model import State
 from dmthin.store.store import Store
+from tests.kernel import thintools
 
 SMALL = ("dm.loopdatasize=4G", "dm.loopmetadatasize=64M", "dm.basesize=256M")
 """Storage options of a store that is quick to make."""
@@ -165,8 +165,8 @@ def check_store(store: Store) -> None:
         return
     meta = store.layout.metadata(record)
     path = meta.path
-    metadata.check(path)
-    assert metadata.device_ids(path) == {volume.device_id for volume in store.ledger.volumes()}
+    thintools.check(path)
+    assert thintools.device_ids(path) == {volume.device_id for volume in store.ledger.volumes()}
     assert all(volume.state is State.READY for volume in store.ledger.volumes())
 
 

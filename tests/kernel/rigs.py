@@ -20,10 +20,10 @@ from dmthin.kernel import block, loop
 from dmthin.kernel.devicemapper import DeviceMapper, Target
 from dmthin.kernel.dmioctl import EventPoll
 from dmthin.kernel.thin import PoolMode, PoolStatus, PoolTable
-from dmthin.pool import metadata
 from dmthin.pool.thinpool import ThinPool
 from dmthin.pool.volume import ThinVolume
 from dmthin.units import KIB, MIB, SECTOR
+from tests.kernel import thintools
 
 BLOCK = 64 * KIB
 PREFIX = "rig-"
@@ -169,7 +169,7 @@ def pool(
             raise
         rig.down()
         if check:
-            metadata.check(meta.node)
+            thintools.check(meta.node)
 
 
 def pattern(seed: int, number: int) -> bytes:

@@ -11,11 +11,10 @@ import pytest
 
 from dmthin.kernel import process
 from dmthin.kernel.dmioctl import IoctlDeviceMapper
-from dmthin.pool import metadata
 from dmthin.store.create import create_store
 from dmthin.store.store import Store
 from dmthin.units import GIB, MIB
-from tests.kernel import rigs
+from tests.kernel import rigs, thintools
 from tests.kernel.conftest import fill, scratch_folder
 from tests.kernel.rigs import Rig
 from tests.kernel.snapshotters import Daemon, collect_garbage, layer, mounted, serving
@@ -203,7 +202,7 @@ def test_a_pool_that_needs_a_check(site: Site, client: Callable[[str], Snapshots
     require_available(broken, place)
     with Store(site.root("broken")) as store:
         broken.cleanup()
-        assert set(store.pool.usage()) == {volume.device_id for volume in store.ledger.volumes()}
+        assert thintools.ids_in(store) == {volume.device_id for volume in store.ledger.volumes()}
         assert store.ledger.unfinished() == []
 
 
@@ -213,7 +212,7 @@ def repair(site: Site, pool: Rig) -> None:
     with Store(site.root("broken")) as store:
         store.keeper.deactivate_volumes(store.ledger.store())
     pool.down()
-    metadata.check(pool.metadata.node)
+    thintools.check(pool.metadata.node)
     process.run("thin_check", "--clear-needs-check-flag", "-q", str(pool.metadata.node))
     pool.up()
 

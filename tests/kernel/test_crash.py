@@ -19,6 +19,7 @@ from dmthin.store.create import create_store
 from dmthin.store.model import Kind
 from dmthin.store.store import Store
 from dmthin.units import GIB, MIB
+from tests.kernel import thintools
 from tests.kernel.conftest import SMALL, check_store, kernel_state, settle
 
 _MANY = 500
@@ -250,7 +251,7 @@ def _kernel_holds_what_the_ledger_says(store: Store) -> None:
     record = store.ledger.store()
     volumes = {volume.device_id: volume for volume in store.ledger.volumes()}
     assert store.ledger.unfinished() == []
-    assert set(store.pool.usage()) == set(volumes)
+    assert thintools.ids_in(store) == set(volumes)
     known = {record.pool_name} | {record.device_name(number) for number in volumes}
     with IoctlDeviceMapper() as dm:
         devices = {device.name for device in dm.devices()}

@@ -28,7 +28,7 @@ from dmthin.store.create import create_store
 from dmthin.store.model import Kind, Volume
 from dmthin.store.store import Store
 from dmthin.units import GIB, KIB, METADATA_BLOCK, MIB, TIB
-from tests.kernel import rigs
+from tests.kernel import rigs, thintools
 from tests.kernel.conftest import SMALL, check_store
 from tests.kernel.rigs import Disk, Oracle
 
@@ -222,7 +222,7 @@ def finish(store: Store) -> None:
     record = store.ledger.store()
     check_store(store)
     if not record.pool:
-        metadata.check(store.layout.metadata(record).path)
+        thintools.check(store.layout.metadata(record).path)
     store.pool.destroy()
     store.close()
 
@@ -333,7 +333,7 @@ def test_a_pool_made_by_hand(dm: IoctlDeviceMapper, scratch: Path) -> None:
         assert rig.pool.status().transaction_id == 0
         assert rig.pool.status().data_used_blocks == 0
         rig.down()
-        assert metadata.device_ids(rig.metadata.node) == set()
+        assert thintools.device_ids(rig.metadata.node) == set()
         rig.up()
         again_store = create_store(scratch / "store", options)
         again_store.pool.destroy()

@@ -24,10 +24,9 @@ from dmthin.kernel.dmerrors import KernelInvalid
 from dmthin.kernel.dmioctl import IoctlDeviceMapper
 from dmthin.kernel.dmsetup import Dmsetup
 from dmthin.kernel.thin import PoolMode, ThinStatus
-from dmthin.pool import metadata
 from dmthin.pool.thinpool import ThinPool
 from dmthin.units import MIB
-from tests.kernel import rigs
+from tests.kernel import rigs, thintools
 from tests.kernel.rigs import BLOCK, Rig
 
 ERROR_POLICY = ("skip_block_zeroing", "error_if_no_space")
@@ -264,7 +263,7 @@ def test_a_message_whose_commit_failed_is_no_success(dm: IoctlDeviceMapper, scra
         assert (status.mode, status.needs_check) == (PoolMode.READ_ONLY, True)
         rig.metadata.heal()
         _clear_needs_check(rig)
-        assert metadata.device_ids(rig.metadata.node) == {0}
+        assert thintools.device_ids(rig.metadata.node) == {0}
         rig.up()
 
 
@@ -303,7 +302,7 @@ def test_read_only_for_damage(dm: IoctlDeviceMapper, scratch: Path) -> None:
 def _clear_needs_check(rig: Rig) -> None:
     """The repair: all down, thin_check, the flag taken away."""
     rig.down()
-    metadata.check(rig.metadata.node)
+    thintools.check(rig.metadata.node)
     process.run("thin_check", "--clear-needs-check-flag", "-q", str(rig.metadata.node))
 
 
@@ -336,7 +335,7 @@ def test_failed(dm: IoctlDeviceMapper, scratch: Path) -> None:
         rig.bounce()
         assert rig.pool.status().mode is PoolMode.FAIL, "for good, until the pool has been down"
         rig.down()
-        metadata.check(rig.metadata.node)
+        thintools.check(rig.metadata.node)
         rig.up()
         assert rig.pool.require_data_space(10).mode is PoolMode.READ_WRITE
         assert holds(rig.activate(0), range(4))

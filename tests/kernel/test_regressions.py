@@ -18,11 +18,10 @@ from dmthin.errors import AlreadyExists, DmthinError, InvalidValue, NeedsRepair,
 from dmthin.kernel import mount
 from dmthin.kernel.dmioctl import IoctlDeviceMapper
 from dmthin.kernel.thin import PoolMode
-from dmthin.pool import metadata
 from dmthin.store.create import create_store
 from dmthin.store.store import Store
 from dmthin.units import GIB, MIB, TIB
-from tests.kernel import rigs
+from tests.kernel import rigs, thintools
 from tests.kernel.conftest import SMALL, kernel_state
 from tests.kernel.test_concurrency import in_processes
 
@@ -54,22 +53,22 @@ def test_a_ledger_from_an_old_copy_costs_no_volume(store: Store, image: str, scr
         precious = now.containers.create(image, "precious")
         (now.containers.mount("precious") / "data").write_text("precious\n")
         now.containers.unmount("precious")
-        held = ids_in(now)
+        held = thintools.ids_in(now)
     shutil.copy(store.layout.ledger, scratch / "new.db")
     shutil.copy(scratch / "old.db", store.layout.ledger)
     try:
         with Store(root) as now:
             with pytest.raises((NeedsRepair, AlreadyExists)):
                 now.containers.create(image, "other")
-            assert ids_in(now) == held
+            assert thintools.ids_in(now) == held
             with suppress(DmthinError):
                 now.containers.create(image, "another")
-            assert precious.device_id in held <= ids_in(now)
+            assert precious.device_id in held <= thintools.ids_in(now)
     finally:
         shutil.copy(scratch / "new.db", store.layout.ledger)
     with Store(root) as now:
         record = now.ledger.store()
-        for foreign in ids_in(now) - {volume.device_id for volume in now.ledger.volumes()}:
+        for foreign in thintools.ids_in(now) - {volume.device_id for volume in now.ledger.volumes()}:
             with suppress(NotFound):
                 now.dm.remove(record.device_name(foreign))
             now.keeper.pool(record).delete(foreign)
@@ -129,18 +128,18 @@ def test_a_copied_store_cannot_touch_the_original(store: Store, image: str, scra
     for file in store.layout.root.iterdir():
         if file.is_file():
             subprocess.run(["cp", "-a", "--sparse=always", str(file), str(copy)], check=True)
-    held, kernel, size = ids_in(store), kernel_state(), store.layout.data(store.ledger.store()).size()
+    held, kernel, size = thintools.ids_in(store), kernel_state(), store.layout.data(store.ledger.store()).size()
     done = []
     for name, action in COPY_ACTIONS:
         with suppress(AlreadyExists), Store(copy) as other:
             action(other)
             done.append(name)
-        if kernel_state() != kernel or ids_in(store) != held:
+        if kernel_state() != kernel or thintools.ids_in(store) != held:
             done.append(f"changed the original: {name}")
             break
     assert done == []
     assert (place / "data").read_text() == "original\n"
-    assert {web.device_id, idle.device_id} <= ids_in(store)
+    assert {web.device_id, idle.device_id} <= thintools.ids_in(store)
     assert store.layout.data(store.ledger.store()).size() == size
 
 
@@ -227,7 +226,7 @@ def test_a_base_that_goes_while_another_wants_it(store: Store, tree: Path) -> No
 
     in_processes(root, *(coming_and_going(number) for number in range(3)))
     assert store.ledger.volumes() == []
-    assert ids_in(store) == set()
+    assert thintools.ids_in(store) == set()
 
 
 def bases(store: Store) -> list[str]:
@@ -258,13 +257,6 @@ def _make(root: Path) -> None:
 
 
 # --- helpers --------------------------------------------------------------------------------------------------------
-
-
-def ids_in(store: Store) -> set[int]:
-    """The ids of the volumes that the live pool holds, whatever the ledger says."""
-    record = store.ledger.store()
-    with store.keeper.pool(record).metadata_snapshot():
-        return metadata.device_ids(store.keeper.metadata_node(record), live=True)
 
 
 def traces(store: Store) -> list[str]:

@@ -21,9 +21,9 @@ from dmthin.store.create import create_store
 from dmthin.store.model import State
 from dmthin.store.store import Store
 from dmthin.units import GIB, MIB
-from tests.kernel import rigs
+from tests.kernel import rigs, thintools
 from tests.kernel.conftest import fill
-from tests.kernel.test_regressions import ids_in, in_process
+from tests.kernel.test_regressions import in_process
 
 _NO_SPACE_TIMEOUT = Path("/sys/module/dm_thin_pool/parameters/no_space_timeout")
 _WRITE_BACK = {"dirty_ratio": "90", "dirty_background_ratio": "80", "dirty_writeback_centisecs": "60000"}
@@ -247,14 +247,14 @@ def test_a_store_on_a_pool_that_is_down_is_not_destroyed(dm: IoctlDeviceMapper, 
         options = (f"dm.thinpooldev={rig.pool.name}", "dm.basesize=64M")
         with create_store(scratch / "store", options) as store:
             store.images.import_("image", tree)
-            held = ids_in(store)
+            held = thintools.ids_in(store)
             store.pool.deactivate()
             rig.down()
             with pytest.raises(Unavailable, match=rig.pool.name):
                 store.pool.destroy()
             assert store.ledger.ready("image")
             rig.up()
-            assert ids_in(store) == held
+            assert thintools.ids_in(store) == held
             store.containers.create("image", "web")
             store.pool.destroy()
         assert not (scratch / "store").exists()

@@ -306,15 +306,16 @@ def test_a_guard_gives_up_on_a_volume_that_does_not_come_to_rest(
     dm: IoctlDeviceMapper, scratch: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The pool has filled up just before the suspend: it waits for queued writes, until the guard is killed."""
-    monkeypatch.setattr(guard, "_SUSPEND_SECONDS", 0.3)
     with rigs.pool(dm, scratch, data_size=16 * BLOCK) as rig:
         node, name = rig.thin(0), rig.volume(0, MIB).name
         for number in range(16):
             rigs.write_block(node, number, rigs.pattern(1, number))
         with rigs.writing(node, 16) as pid:
             rigs.await_mode(rig, PoolMode.OUT_OF_DATA_SPACE)
-            with pytest.raises(TimeLimit, match=name), Guard(name):
-                pass
+            with monkeypatch.context() as patched, pytest.raises(TimeLimit, match=name):
+                patched.setattr(guard, "_SUSPEND_SECONDS", 0.3)
+                with Guard(name):
+                    pass
             assert active(dm.info(name))
             assert rigs.read_block(node, 3) == rigs.pattern(1, 3)
             rig.data.grow(32 * BLOCK)
@@ -340,8 +341,10 @@ def test_a_guard_gives_up_on_a_file_system_that_cannot_be_frozen(
             (root / "kept").write_text("kept")
             os.sync()
             (root / "big").write_bytes(random.Random(1).randbytes(32 * MIB))
-            with pytest.raises(TimeLimit, match=name), Guard(name):
-                pass
+            with monkeypatch.context() as patched, pytest.raises(TimeLimit, match=name):
+                patched.setattr(guard, "_SUSPEND_SECONDS", 0.3)
+                with Guard(name):
+                    pass
             assert active(dm.info(name))
             assert rig.pool.status().mode is PoolMode.OUT_OF_DATA_SPACE
             assert (root / "kept").read_text() == "kept"
