@@ -11,6 +11,7 @@ from pathlib import Path
 from dmthin.containerd.config import SnapshotterPlan
 from dmthin.daemon import systemd
 from dmthin.daemon.listener import Listener
+from dmthin.kernel import priority
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +48,7 @@ def serve(faces: Faces) -> None:
 
     Raises what `Listener` and the opening of containerd's stores raise.
     """
+    priority.hurry()
     with _listeners(faces) as listeners:
         asyncio.run(_serve(faces, listeners))
 

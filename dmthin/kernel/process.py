@@ -19,6 +19,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from dmthin.errors import TimeLimit, ToolFailed, Unavailable
+from dmthin.kernel import priority
 
 if TYPE_CHECKING:
     import asyncio
@@ -96,7 +97,7 @@ def run(
         _bg=True,
         _bg_exc=False,
         _decode_errors="replace",
-        _preexec_fn=_die_with_parent,
+        _preexec_fn=_before_exec,
     )
     try:
         done = _Program(start).run(timeout)
@@ -178,5 +179,6 @@ class _Program:
             self._ended.set_exception(error)
 
 
-def _die_with_parent() -> None:
+def _before_exec() -> None:
+    priority.take_turns()
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from dmthin import failpoint
 from dmthin.errors import DmthinError, InvalidValue, Status
-from dmthin.kernel import namespace
+from dmthin.kernel import namespace, priority
 from dmthin.layers.compare import TreeComparer
 from dmthin.layers.entry import shown
 from dmthin.layers.header import NANOSECONDS
@@ -65,6 +65,7 @@ def main(arguments: list[str]) -> int:
         job, report = parse_job(arguments[0])
     except InvalidValue as error:
         sys.exit(str(error))
+    priority.take_turns()  # a daemon that hurries has started us
     answer: dict[str, object]
     try:
         answer = {"size": _run(job, report)}

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from dmthin.errors import DmthinError
+from dmthin.kernel import priority
 
 logger = logging.getLogger(__name__)
 
@@ -86,6 +87,7 @@ class Behind:
         return not self._waiting and not self._working
 
     def _work(self) -> None:
+        priority.take_turns()  # nobody waits for this
         while (action := self._next()) is not None:
             _do(action)
             with self._changed:

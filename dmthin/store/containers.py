@@ -26,7 +26,7 @@ class Containers:
         """
         check_name(name, Kind.CONTAINER)
         parent = self._ledger.ready(image, Kind.IMAGE)
-        return self._snapshots.create(name, Kind.CONTAINER, parent, size, activate=True)
+        return self._snapshots.create(name, Kind.CONTAINER, parent, size, activate=True).volume
 
     def mount(self, name: str, target: Path | None = None) -> Path:
         """Mount a container, by default below the store, and return where. Fine if it is mounted there already.

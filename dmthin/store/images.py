@@ -73,12 +73,10 @@ class Images:
         with self._volumes.locked(source) as source:
             self._volumes.write_out(source)  # before anybody waits for us: on a full pool this waits for space
             parent = None if source.parent is None else self._ledger.by_id(source.parent)
-            making = self._volumes.making(
+            made = self._volumes.make(
                 name, Kind.IMAGE, size=source.size, file_system=source.file_system, parent=parent, origin=source
             )
-            with making as image:
-                pass
-        return image.with_state(State.READY)
+        return made.volume
 
     def remove(self, name: str) -> None:
         """Remove an image, and its base if nothing else is made of that. Raises NotFound, InUse (it has children)."""

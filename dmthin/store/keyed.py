@@ -61,20 +61,19 @@ class KeyedSnapshots:
         taken, below = self._keys.find_both(snapshotter, key, parent)
         if taken is not None:
             raise AlreadyExists(f"the key {key!r} is that of the {taken.title}")
-        made: list[Snapshot] = []
-        devices: list[DeviceInfo] = []
+        describe = _describer(snapshotter, key, parent, labels)
         create = partial(self._snapshots.create_first, size=size, base_size=base_size)
         if parent:
             create = partial(self._snapshots.create, parent=_parent(parent, below).volume, size=size)
-        create(
+        made = create(
             volume_name(snapshotter, key),
             Kind.CONTAINER,
             activate=True,
-            activated=devices.append,
             read_only=view,
-            record=self._recorder(snapshotter, key, parent, labels, made.append),
+            record=lambda volume: self._keys.add(describe(volume)),
         )
-        return made[0], devices[-1]
+        assert made.device is not None  # since it was to be activated
+        return describe(made.volume), made.device
 
     def activate(self, snapshot: Snapshot) -> DeviceInfo:
         """The device of an active snapshot or a view, made if it is not there."""
@@ -142,12 +141,13 @@ class KeyedSnapshots:
     def adopt(self, snapshotter: str, name: str, parent: str, labels: Labels, seed: Snapshot) -> None:
         """Make a committed snapshot that holds what `seed` holds, on a parent of the caller's. Raises as `prepare`."""
         below = _parent(parent, self._keys.find(snapshotter, parent)).volume if parent else None
+        describe = _describer(snapshotter, name, parent, labels)
         self._snapshots.copy(
             volume_name(snapshotter, name),
             Kind.IMAGE,
             seed.volume,
             below,
-            record=self._recorder(snapshotter, name, parent, labels, lambda _: None),
+            record=lambda volume: self._keys.add(describe(volume)),
         )
 
     def count(self, snapshot: Snapshot, size: int, inodes: int) -> None:
@@ -157,16 +157,11 @@ class KeyedSnapshots:
             if now is not None and now.volume.device_id == snapshot.volume.device_id:
                 self._keys.save(replace(now, bytes=size, inodes=inodes))
 
-    def _recorder(
-        self, snapshotter: str, key: str, parent: str, labels: Labels, tell: Callable[[Snapshot], None]
-    ) -> Callable[[Volume], None]:
-        def record(volume: Volume) -> None:
-            now = time.time_ns()
-            snapshot = Snapshot(volume, snapshotter, key, parent, labels, now, now)
-            self._keys.add(snapshot)
-            tell(snapshot)
 
-        return record
+def _describer(snapshotter: str, key: str, parent: str, labels: Labels) -> Callable[[Volume], Snapshot]:
+    """What makes the record of a snapshot that is made now, once its volume is known."""
+    now = time.time_ns()
+    return lambda volume: Snapshot(volume, snapshotter, key, parent, labels, now, now)
 
 
 def _parent(name: str, found: Snapshot | None) -> Snapshot:

@@ -18,12 +18,12 @@ from dmthin.pool.guard import Guard
 from dmthin.pool.metadata import Usage
 from dmthin.pool.spacemap import SpaceMap
 from dmthin.store import autoextend
+from dmthin.store.change import ActivePool
 from dmthin.store.layout import Layout
 from dmthin.store.ledger import Ledger
 from dmthin.store.locks import Locks
 from dmthin.store.model import StoreRecord
 from dmthin.store.poolkeeper import PoolKeeper
-from dmthin.store.volumes import ActivePool
 from dmthin.units import METADATA_BLOCK, MIB
 
 _PAUSE_SECONDS = 0.1

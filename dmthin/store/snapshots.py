@@ -19,6 +19,7 @@ from dmthin.kernel.devicemapper import DeviceInfo
 from dmthin.pool import filesystem
 from dmthin.store.bases import Bases
 from dmthin.store.behind import AtOnce, Later
+from dmthin.store.change import Made, Record, no_record
 from dmthin.store.layout import Layout
 from dmthin.store.ledger import Ledger
 from dmthin.store.model import Kind, State, Volume
@@ -39,16 +40,6 @@ _LINGER_ATTEMPTS = 30
 
 _ATTEMPTS = 4
 _PAUSE_SECONDS = 0.05
-
-
-Record = Callable[[Volume], None]
-
-
-Activated = Callable[[DeviceInfo], None]
-
-
-def _nothing(_: object) -> None:
-    """No record but the volume's own; nobody who asks for its device."""
 
 
 class Snapshots:
@@ -73,27 +64,18 @@ class Snapshots:
         size: int | None = None,
         *,
         activate: bool = False,
-        activated: Activated = _nothing,
         read_only: bool = False,
-        record: Record = _nothing,
-    ) -> Volume:
+        record: Record = no_record,
+    ) -> Made:
         """Make a snapshot of a volume, its file system grown where `size` in bytes is more than the parent's.
 
-        `activate` makes its block device, of which `activated` hears, last as it is in the end, and on which a
-        `read_only` one takes no write; `record` adds to its record. All of it is made or nothing.
+        `activate` makes its block device, on which a `read_only` one takes no write; `record` adds to its record. All
+        of it is made or nothing.
         Raises AlreadyExists, NotFound (the parent is gone), InvalidValue (a size below the parent's), NoDataSpace and
         NoMetadataSpace (once removals that are under way have not helped).
         """
         create = partial(
-            self._create,
-            name,
-            kind,
-            parent,
-            size,
-            activate=activate,
-            activated=activated,
-            read_only=read_only,
-            record=record,
+            self._create, name, kind, parent, size, activate=activate, read_only=read_only, record=record
         )
         try:
             return create()
@@ -110,10 +92,9 @@ class Snapshots:
         *,
         base_size: int | None = None,
         activate: bool = False,
-        activated: Activated = _nothing,
         read_only: bool = False,
-        record: Record = _nothing,
-    ) -> Volume:
+        record: Record = no_record,
+    ) -> Made:
         """Make a volume without a parent: a snapshot of a golden base, of dm.basesize unless `size` in bytes is given.
 
         With a `base_size` a larger volume is made by growing one of that size, without a base of its own.
@@ -124,16 +105,7 @@ class Snapshots:
             self._ledger.require_free(name)
         with self._bases.kept():
             base = self._base(min(base_size, size or base_size) if base_size else size)
-            return self.create(
-                name,
-                kind,
-                base,
-                size,
-                activate=activate,
-                activated=activated,
-                read_only=read_only,
-                record=record,
-            )
+            return self.create(name, kind, base, size, activate=activate, read_only=read_only, record=record)
 
     def prepare_base(self) -> None:
         """Make the golden base of first volumes now, if it is not there, so that none of them waits for mkfs."""
@@ -162,23 +134,22 @@ class Snapshots:
         finish = self._volumes.begin_removal(volume)
         self.behind.later(_REMOVAL_SECONDS, partial(self._finish_removal, volume, finish))
 
-    def copy(self, name: str, kind: Kind, origin: Volume, parent: Volume | None, *, record: Record = _nothing) -> None:
+    def copy(self, name: str, kind: Kind, origin: Volume, parent: Volume | None, *, record: Record = no_record) -> None:
         """Make a volume that holds what `origin` holds and descends, for the ledger, from `parent` or from its base.
 
         Raises what `create` does.
         """
         parent = parent or self._ledger.base_of(origin)
-        making = self._volumes.making(
-            name,
-            kind,
-            size=origin.size,
-            file_system=origin.file_system,
-            parent=parent,
-            origin=origin,
-            record=record,
-        )
-        with self._volumes.unchanged(origin), making:
-            pass
+        with self._volumes.unchanged(origin):
+            self._volumes.make(
+                name,
+                kind,
+                size=origin.size,
+                file_system=origin.file_system,
+                parent=parent,
+                origin=origin,
+                record=record,
+            )
 
     def acquire(self, name: str, options: str = "") -> Path:
         """Mount a volume, or count one use more of its mount; the folder is the same each time.
@@ -271,10 +242,9 @@ class Snapshots:
         size: int | None,
         *,
         activate: bool,
-        activated: Activated,
         read_only: bool,
         record: Record,
-    ) -> Volume:
+    ) -> Made:
         if size is not None and size < parent.size:
             raise InvalidValue(
                 f"size {format_exact(size)} is less than the {format_exact(parent.size)} of the {parent.title}",
@@ -282,33 +252,42 @@ class Snapshots:
             )
         if size is not None:
             filesystem.by_name(parent.file_system).require_size(size)
-        grows = size is not None and size > parent.size
-        making = self._volumes.making(
-            name,
-            kind,
-            size=size or parent.size,
-            file_system=parent.file_system,
-            parent=parent,
-            activate=activate and not grows,
-            activated=activated,
-            read_only=read_only,
-            record=record,
-        )
-        with self._volumes.unchanged(parent), making as volume:
-            if grows:
-                self._volumes.fill_device(replace(volume, read_only=False))
-            if activate and (grows or (read_only and self._replay_journal(volume))):
-                activated(self._volumes.activate(volume))
-        return volume.with_state(State.READY)
+        size = size or parent.size
+        with self._volumes.unchanged(parent):
+            if size == parent.size and not read_only:
+                return self._volumes.make(
+                    name,
+                    kind,
+                    size=size,
+                    file_system=parent.file_system,
+                    parent=parent,
+                    activate=activate,
+                    record=record,
+                )
+            making = self._volumes.making(
+                name,
+                kind,
+                size=size,
+                file_system=parent.file_system,
+                parent=parent,
+                read_only=read_only,
+                record=record,
+            )
+            with making as volume:
+                if size > parent.size:
+                    self._volumes.fill_device(replace(volume, read_only=False))
+                device = self._activate_to_be_mounted(volume) if activate else None
+            return Made(volume.with_state(State.READY), device)
 
-    def _replay_journal(self, volume: Volume) -> bool:
-        """Let a read-only volume be mounted whose origin was not unmounted cleanly; whether it was deactivated."""
-        info = self._volumes.info(volume)
-        if info is None or filesystem.by_name(volume.file_system).is_clean(Path(info.node)):
-            return False
+    def _activate_to_be_mounted(self, volume: Volume) -> DeviceInfo:
+        """A volume's device; a read-only one has had its journal replayed if its origin was not unmounted cleanly."""
+        info = self._volumes.activate(volume)
+        if not volume.read_only or filesystem.by_name(volume.file_system).is_clean(Path(info.node)):
+            return info
         self._volumes.deactivate(volume)
         with self._volumes.mounted_for_work(replace(volume, read_only=False)):
-            return True
+            pass
+        return self._volumes.activate(volume)
 
     def _base(self, size: int | None) -> Volume:
         options = self._options

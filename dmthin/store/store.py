@@ -14,6 +14,7 @@ from dmthin.kernel.devicemapper import UdevRules
 from dmthin.kernel.dmioctl import IoctlDeviceMapper
 from dmthin.kernel.dmsetup import Dmsetup
 from dmthin.store.bases import Bases
+from dmthin.store.change import ActivePool
 from dmthin.store.containers import Containers
 from dmthin.store.images import Images
 from dmthin.store.keyed import KeyedSnapshots
@@ -25,7 +26,8 @@ from dmthin.store.options import POOL_OPTIONS, StorageOptions, parse_pairs
 from dmthin.store.poolkeeper import PoolKeeper
 from dmthin.store.pools import Pools
 from dmthin.store.snapshots import Snapshots
-from dmthin.store.volumes import ActivePool, Volumes
+from dmthin.store.sweeper import Sweeper
+from dmthin.store.volumes import Volumes
 from dmthin.units import format_exact
 
 _RECOVERIES = 8
@@ -57,6 +59,7 @@ class Store:
         self.dm = IoctlDeviceMapper(UdevRules.PRIVATE)
         self.keeper = PoolKeeper(self.layout, self.ledger, self.dm, Dmsetup())
         self.volumes = Volumes(self.layout, self.ledger, self.locks, self.dm, self.options, self.change)
+        self.sweeper = Sweeper(self.ledger, self.locks, self.dm, self.volumes)
         bases = Bases(self.ledger, self.locks, self.volumes)
         self.images = Images(self.ledger, self.volumes, bases, self.options)
         self.snapshots = Snapshots(self.layout, self.ledger, self.volumes, bases, self.options)
@@ -91,13 +94,13 @@ class Store:
                     if info.uuid != thin.uuid and not record.pool:
                         self.keeper.require_own_devices(record)
                     pool = ActivePool(thin, info.number, record)
-                    growing = self.volumes.sweep(pool)
+                    growing = self.sweeper.sweep(pool)
                     if not growing:
                         yield pool
                         return
             if growing:
                 for volume in growing:
-                    self.volumes.finish_growth(volume)
+                    self.sweeper.finish_growth(volume)
             else:
                 with self.locks.own_pool():
                     self.keeper.recover()

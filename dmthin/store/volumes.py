@@ -1,13 +1,13 @@
 """Volumes as the store makes, activates, mounts and removes them: each change one transaction between ledger and pool.
 
 A change writes its intent (a record that is not READY, its volume's lock held), sends the pool's message, and writes
-the result. An intent whose lock is free was left by a process that died, and `sweep` ends it.
+the result. An intent whose lock is free was left by a process that died, and `Sweeper` ends it.
 """
 
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
-from dataclasses import dataclass, replace
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from dataclasses import replace
 from pathlib import Path
 
 from dmthin.errors import (
@@ -22,9 +22,9 @@ from dmthin.errors import (
 from dmthin.kernel import block, mount
 from dmthin.kernel.devicemapper import DeviceInfo, DeviceMapper
 from dmthin.pool import filesystem
-from dmthin.pool.thinpool import ThinPool
 from dmthin.pool.volume import ThinVolume
 from dmthin.store import busy
+from dmthin.store.change import ActivePool, Change, Made, Record, no_record
 from dmthin.store.keys import Keys
 from dmthin.store.layout import Layout
 from dmthin.store.ledger import Ledger
@@ -38,18 +38,6 @@ logger = logging.getLogger(__name__)
 
 _LEAST_HOST_FREE = 32 * MIB
 """Bytes free below sparse files without which no volume is made: a snapshot itself writes metadata."""
-
-
-@dataclass(frozen=True, slots=True)
-class ActivePool:
-    """The pool while a change shares it: it is up, and its table stays as it is."""
-
-    thin: ThinPool
-    number: str
-    record: StoreRecord
-
-
-Change = Callable[[], AbstractContextManager[ActivePool]]
 
 
 class Volumes:
@@ -67,8 +55,7 @@ class Volumes:
         self._mounter = Mounter(layout, options)
         self._keys = Keys(ledger)
 
-    @contextmanager
-    def making(
+    def make(
         self,
         name: str,
         kind: Kind,
@@ -78,37 +65,51 @@ class Volumes:
         parent: Volume | None,
         origin: Volume | None = None,
         activate: bool = False,
-        activated: Callable[[DeviceInfo], None] = lambda _: None,
+        record: Record = no_record,
+    ) -> Made:
+        """Make a volume that needs nothing done to it: a snapshot as it is. As for `making`, which says the rest.
+
+        The block device comes after the last commit: what udevd has to do about it then holds up nobody who waits
+        for that.
+        """
+        with ExitStack() as held, self._change() as pool:
+            volume = self._begin(pool, held, name, kind, size, file_system, parent)
+            with self._ending_on_failure(volume, pool):
+                self._create(pool, volume, origin or parent)
+                self._finish(volume, record)
+            volume = volume.with_state(State.READY)
+            return Made(volume, self._activate_made(pool, volume) if activate else None)
+
+    @contextmanager
+    def making(
+        self,
+        name: str,
+        kind: Kind,
+        *,
+        size: int,
+        file_system: str,
+        parent: Volume | None,
+        activate: bool = False,
         read_only: bool = False,
-        record: Callable[[Volume], None] = lambda _: None,
+        record: Record = no_record,
     ) -> Iterator[Volume]:
-        """Make a volume: a snapshot of `origin` (by default the parent), or empty; READY when the block ends well.
+        """Make a volume: a snapshot of its parent, or empty; READY when the block ends well.
 
         Whatever ends the block otherwise, or this process, leaves no volume. `parent` is what the ledger calls its
-        descent; `activate` makes its block device at once, of which `activated` hears, and on which a `read_only`
-        volume takes no write. `record` does what belongs into the transaction that ends it. Who calls keeps others from
-        mounting the origin meanwhile.
+        descent; `activate` makes its block device at once, on which a `read_only` volume takes no write. `record` does
+        what belongs into the transaction that ends it. Who calls keeps others from mounting the origin meanwhile.
         Raises AlreadyExists (the name), NotFound (the parent is gone), NoDataSpace.
         """
-        origin = origin or parent
         with ExitStack() as held:
             with self._change() as pool:
-                pool.thin.require_data_space(self._options.min_free_percent)
-                self._require_host_room(pool.record)
-                with self._ledger.transaction(f"make {name}"):
-                    added = self._ledger.add(
-                        name, kind, size, file_system, parent, self._locks, read_only=read_only
-                    )
-                    held.enter_context(added.lock)
-                volume = added.volume
+                volume = self._begin(pool, held, name, kind, size, file_system, parent, read_only=read_only)
                 with self._ending_on_failure(volume, pool):
-                    self._create(pool, volume, origin)
+                    self._create(pool, volume, parent)
                     if activate:
-                        activated(self._activate(pool, volume))
+                        self._activate(pool, volume)
             with self._ending_on_failure(volume):
                 yield volume
-                with self._ledger.transaction(f"made {name}"):
-                    record(self._ledger.mark(volume, State.READY))
+                self._finish(volume, record)
 
     def remove(self, volume: Volume, *, force: bool = False, orphaning: bool = False) -> None:
         """Remove a volume and give its space back.
@@ -135,15 +136,13 @@ class Volumes:
                     busy.require_unused(volume, thin.info())
                 with self._ledger.transaction(f"remove {volume.name}"):
                     require_no_children(volume)
-                    doomed = replace(volume, name=f"@removing/{volume.device_id}", state=State.REMOVING)
-                    self._ledger.save(doomed)
-                    self._keys.forget(doomed)
+                    doomed = self._doom(volume)
                 self.drop_mount_point(volume)
             rest = held.pop_all()
 
         def finish() -> None:
             with rest, self._change() as pool:
-                self._end(pool, doomed)
+                self.end(pool, doomed)
 
         return finish
 
@@ -205,7 +204,7 @@ class Volumes:
             larger = replace(volume, size=size, state=State.GROWING)
             with self._ledger.transaction(f"grow {volume.name}"):
                 self._ledger.save(larger)
-            return self._finish_growth(larger)
+            return self.finish_growth(larger)
 
     def fill_device(self, volume: Volume) -> None:
         """Let the file system of a volume fill its device, wherever that is mounted."""
@@ -236,55 +235,6 @@ class Volumes:
         names = (record.device_name(number), f"{record.device_uuid(number)}-{self._layout.identity}")
         return ThinVolume(pool.thin, number, volume.size, *names, self._dm)
 
-    def sweep(self, pool: ActivePool) -> list[Volume]:
-        """End what processes that died have left: remove what they were making or removing.
-
-        Returns the volumes that they were growing, which the caller finishes once it no longer holds the pool. One that
-        cannot be ended now is left for the next change, with a warning: it must not stop the others.
-        """
-        growing = []
-        for volume in self._ledger.unfinished():
-            lock = self._locks.try_volume(volume.device_id)
-            if lock is None:
-                continue
-            with lock:
-                now = self._ledger.by_id(volume.device_id)
-                if now is None or now.state is State.READY:
-                    continue
-                if now.state is State.GROWING:
-                    growing.append(now)
-                    continue
-                if self._waits_for_its_user(pool, now):
-                    continue
-                try:
-                    if now.state is State.MAKING:
-                        self._resume_abandoned(pool)
-                    # What was being made is free in a moment, when its maker's programs have died too; what is being
-                    # removed may be in use for days.
-                    self._end(pool, now, patient=now.state is State.MAKING)
-                except DmthinError as error:
-                    logger.warning("the unfinished %s stays for now: %s", now.title, error)
-        return growing
-
-    def _waits_for_its_user(self, pool: ActivePool, volume: Volume) -> bool:
-        """Whether a volume is removed but for a device that somebody has open still, as one quick look tells."""
-        info = self.thin(pool, volume).info() if volume.state is State.REMOVING else None
-        return info is not None and info.deferred_remove and info.open_count > 0
-
-    def finish_growth(self, volume: Volume) -> None:
-        """End what a process that died has left of growing a volume; a failure is a warning, as in `sweep`."""
-        lock = self._locks.try_volume(volume.device_id)
-        if lock is None:
-            return
-        with lock:
-            now = self._ledger.by_id(volume.device_id)
-            if now is None or now.state is not State.GROWING:
-                return
-            try:
-                self._finish_growth(now)
-            except DmthinError as error:
-                logger.warning("the %s is not grown yet: %s", now.title, error)
-
     def _mount(self, volume: Volume, target: Path) -> Path:
         busy.require_not_open_elsewhere(volume, lambda: self.info(volume))
         return self.mount_locked(volume, target)
@@ -304,7 +254,7 @@ class Volumes:
         """Remove the folder at which a volume was mounted; copies of the mount in other namespaces go with it."""
         self._mounter.drop(volume)
 
-    def _finish_growth(self, volume: Volume) -> Volume:
+    def finish_growth(self, volume: Volume) -> Volume:
         """Make the device and the file system as large as the record says; the record is READY whatever comes of it.
 
         A file system that cannot be grown keeps the volume usable, so it is not tried again at every change.
@@ -339,6 +289,48 @@ class Volumes:
     def _activate(self, pool: ActivePool, volume: Volume) -> DeviceInfo:
         return self.thin(pool, volume).activate(pool.number, read_only=volume.read_only)
 
+    def _activate_made(self, pool: ActivePool, volume: Volume) -> DeviceInfo:
+        """The device of a volume that is READY just now; without it the volume does not stay either."""
+        try:
+            return self._activate(pool, volume)
+        except BaseException:
+            with self._ledger.transaction(f"remove {volume.name}"):
+                doomed = self._doom(volume)
+            self._try_to_end(pool, doomed)
+            raise
+
+    def _begin(
+        self,
+        pool: ActivePool,
+        held: ExitStack,
+        name: str,
+        kind: Kind,
+        size: int,
+        file_system: str,
+        parent: Volume | None,
+        *,
+        read_only: bool = False,
+    ) -> Volume:
+        """Record the intent of a volume for which there is room; `held` gets its lock."""
+        pool.thin.require_data_space(self._options.min_free_percent)
+        self._require_host_room(pool.record)
+        with self._ledger.transaction(f"make {name}"):
+            added = self._ledger.add(name, kind, size, file_system, parent, self._locks, read_only=read_only)
+            held.enter_context(added.lock)
+        return added.volume
+
+    def _finish(self, volume: Volume, record: Record) -> None:
+        """The last transaction of a volume that is made."""
+        with self._ledger.transaction(f"made {volume.name}"):
+            record(self._ledger.mark(volume, State.READY))
+
+    def _doom(self, volume: Volume) -> Volume:
+        """Let a volume be gone for everybody but who ends it. Inside of a transaction."""
+        doomed = replace(volume, name=f"@removing/{volume.device_id}", state=State.REMOVING)
+        self._ledger.save(doomed)
+        self._keys.forget(doomed)
+        return doomed
+
     def _create(self, pool: ActivePool, volume: Volume, origin: Volume | None) -> None:
         """Send the pool's message. A device id that is there already is not ours, so only its record goes again."""
         with self.thin(pool, origin).quiesced() if origin else nullcontext():
@@ -361,14 +353,18 @@ class Volumes:
         try:
             yield
         except BaseException:
-            try:
-                with nullcontext(pool) if pool else self._change() as active:
-                    self._end(active, volume)
-            except DmthinError as error:
-                logger.warning("the unfinished %s stays for now: %s", volume.title, error)
+            self._try_to_end(pool, volume)
             raise
 
-    def _end(self, pool: ActivePool, volume: Volume, *, patient: bool = True) -> None:
+    def _try_to_end(self, pool: ActivePool | None, volume: Volume) -> None:
+        """End a volume on the way out of a failure, which is told and not this one's."""
+        try:
+            with nullcontext(pool) if pool else self._change() as active:
+                self.end(active, volume)
+        except DmthinError as error:
+            logger.warning("the unfinished %s stays for now: %s", volume.title, error)
+
+    def end(self, pool: ActivePool, volume: Volume, *, patient: bool = True) -> None:
         """Remove whatever there is of a volume, the ledger's record last. The caller holds its lock.
 
         A device that somebody still has open is left with its record, for the next sweep; `patient` waits a little
@@ -419,7 +415,7 @@ class Volumes:
         with self._locks.volume(volume.device_id):
             now = self._as_it_is(volume)
             if now.state is State.GROWING:
-                now = self._finish_growth(now)
+                now = self.finish_growth(now)
             yield now
 
     @contextmanager
@@ -435,13 +431,3 @@ class Volumes:
         if now is None or now.name != volume.name or now.state in (State.MAKING, State.REMOVING):
             raise NotFound(f"the {volume.title} has been removed meanwhile")
         return now
-
-    def _resume_abandoned(self, pool: ActivePool) -> None:
-        """Resume volumes that a process suspended and died, its guard too: those whose lock is free."""
-        for volume in self._ledger.volumes():
-            info = self.thin(pool, volume).info()
-            if info is None or not info.suspended:
-                continue
-            if lock := self._locks.try_volume(volume.device_id):
-                with lock, suppress(NotFound):
-                    self._dm.resume(info.name)

@@ -324,15 +324,19 @@ def test_what_is_mounted_outlives_the_daemon(daemon: Daemon, scratch: Path) -> N
         collect_garbage(snapshots)
 
 
-@pytest.mark.parametrize("edge", [1, 4, 9])
-def test_a_daemon_that_dies_in_a_call_is_followed_by_one_that_answers(daemon: Daemon, edge: int) -> None:
+@pytest.mark.parametrize(("edge", "left"), [(1, ()), (4, ()), (9, ("key",))])
+def test_a_daemon_that_dies_in_a_call_is_followed_by_one_that_answers(
+    daemon: Daemon, edge: int, left: tuple[str, ...]
+) -> None:
+    """What it made but did not answer, containerd does not know: its collector takes that away."""
     daemon.kill()
     daemon.start(DMTHIN_FAILPOINT=str(edge))
     with daemon.client() as snapshots, refused(UNAVAILABLE):
         snapshots.prepare("key")
     daemon.start()
     with daemon.client() as snapshots:
-        assert snapshots.list() == ()
+        assert tuple(info.name for info in snapshots.list()) == left
+        collect_garbage(snapshots)
         snapshots.prepare("key")
         snapshots.commit("name", "key")
         collect_garbage(snapshots)

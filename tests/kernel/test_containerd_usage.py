@@ -202,7 +202,7 @@ def test_a_committed_snapshot_that_is_still_mounted(snapshots: Snapshots, place:
 
 def test_a_device_that_lingers_does_not_hold_up_its_removal(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its turn comes while the removal has the lock, and before the removal's rest."""
-    volume = store.snapshots.create_first("a", Kind.IMAGE, activate=True)
+    volume = store.snapshots.create_first("a", Kind.IMAGE, activate=True).volume
     monkeypatch.setattr(engine, "_LINGER_SECONDS", 0.0)
     behind = store.snapshots.behind = Behind("test")
     begun = threading.Event()
