@@ -50,7 +50,8 @@ class ThinVolume:
         try:
             return self._dm.create(self.name, self.uuid, table, read_only=read_only)
         except AlreadyExists:
-            info = self._dm.info(self.name)
+            if (info := self.info()) is None:
+                raise
         if info.deferred_remove:
             self._dm.cancel_deferred_remove(self.name)
             info = self._dm.info(self.name)

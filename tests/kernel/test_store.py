@@ -6,8 +6,11 @@ from pathlib import Path
 import pytest
 
 from dmthin.errors import AlreadyExists, InUse, InvalidValue, NotFound
+from dmthin.kernel.devicemapper import Target
+from dmthin.kernel.dmioctl import IoctlDeviceMapper
 from dmthin.store.store import Store
 from dmthin.units import MIB
+from tests.kernel import thintools
 from tests.kernel.conftest import fill
 
 
@@ -33,6 +36,24 @@ def test_names_are_unique_and_checked(store: Store, image: str) -> None:
     for name in ("", ".", "a/b", "-x", "x" * 129, "ä"):
         with pytest.raises(InvalidValue):
             store.containers.create(image, name)
+
+
+def test_a_volume_whose_device_cannot_be_made_does_not_stay(store: Store, image: str, dm: IoctlDeviceMapper) -> None:
+    """Its record is durable before its device is made, whose name somebody else has."""
+    ((number,),) = store.ledger.rows("SELECT next_device_id FROM store")
+    assert isinstance(number, int)
+    name = store.ledger.store().device_name(number)
+    dm.create(name, "SOMEBODY-1", [Target(0, 8, "zero", "")])
+    try:
+        with pytest.raises(AlreadyExists, match=f"{name} is held by another store"):
+            store.containers.create(image, "web")
+        assert store.ledger.find("web") is None
+        assert [target.type for target in dm.table(name)] == ["zero"]
+    finally:
+        dm.remove(name)
+    store.containers.create(image, "web")
+    assert store.ledger.unfinished() == []
+    assert thintools.ids_in(store) == {volume.device_id for volume in store.ledger.volumes()}
 
 
 def test_what_is_in_use_is_not_removed(store: Store, image: str) -> None:

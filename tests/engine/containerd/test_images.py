@@ -11,7 +11,7 @@ from dmthin.kernel import mount
 from dmthin.units import MIB
 from tests.engine.containerd.archives import docker_archive, oci_archive
 from tests.engine.containerd.conftest import IMAGE
-from tests.engine.containerd.harness import DMTHIN, Containerd
+from tests.engine.containerd.harness import DMTHIN, ROOTED, Containerd
 from tests.engine.daemons import Failed
 
 LOOK = "find /srv /tmp; cat /etc/motd /srv/new /srv/hidden/c"
@@ -165,7 +165,8 @@ def test_use_is_what_a_snapshot_has_of_its_own(containerd: Containerd, chain: li
 def test_a_view_is_mounted_to_be_read(containerd: Containerd, chain: list[str], place: Path) -> None:
     """By hand: `ctr images mount` of containerd 1.6 takes overlayfs, whatever snapshotter it is given."""
     ctr = ("snapshots", "--snapshotter", DMTHIN)
-    containerd(*ctr, "view", "look", chain[-1])
+    with containerd.snapshots() as client:
+        client.view("look", chain[-1], ROOTED)  # ctr gives a view no root, and it goes with the next collection
     subprocess.run(["sh", "-c", containerd(*ctr, "mounts", str(place), "look")], check=True)
     try:
         assert mount.table()[-1].fs_type == "ext4"

@@ -158,7 +158,7 @@ def test_dmthin_killed_while_it_is_asked(containerd: Containerd, other: bytes, c
             assert store.volumes.deactivate(active.volume)
         dies(containerd, "Mounts 2", lambda: client.mounts("active"))
         assert Path(client.mounts("active")[0].source).is_block_device()
-        for order in ("Usage 2", "Usage 6"):
+        for order in ("Usage 2", "Usage 4"):
             dies(containerd, order, lambda: client.usage("committed"))
         assert client.usage("committed").size < MIB
         for order in ("Update 1", "Update 2"):

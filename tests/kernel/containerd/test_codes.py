@@ -16,8 +16,8 @@ from dmthin.store.store import Store
 from dmthin.units import GIB, MIB
 from tests.kernel import rigs, thintools
 from tests.kernel.conftest import fill, scratch_folder
+from tests.kernel.containerd.snapshotters import Daemon, collect_garbage, layer, mounted, serving
 from tests.kernel.rigs import Rig
-from tests.kernel.snapshotters import Daemon, collect_garbage, layer, mounted, serving
 from tests.snapshots_client import Snapshots, refused
 
 EXHAUSTED = grpc.StatusCode.RESOURCE_EXHAUSTED

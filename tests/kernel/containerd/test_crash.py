@@ -24,8 +24,8 @@ from dmthin.store.store import Store
 from dmthin.units import MIB
 from tests.kernel import test_crash
 from tests.kernel.conftest import check_store, kernel_state, scratch_folder
-from tests.kernel.snapshotters import Daemon, collect_garbage, layer, mounted, serving
-from tests.kernel.test_containerd_sizes import crash
+from tests.kernel.containerd.snapshotters import Daemon, collect_garbage, layer, mounted, serving
+from tests.kernel.containerd.test_sizes import crash
 from tests.snapshots_client import Snapshots, refused
 from tests.waiting import until
 

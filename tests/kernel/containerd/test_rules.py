@@ -3,7 +3,6 @@
 import os
 import stat
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
@@ -14,8 +13,7 @@ import pytest
 from dmthin.errors import NotPermitted
 from dmthin.kernel import mount
 from dmthin.units import MIB
-from tests.kernel.conftest import scratch_folder
-from tests.kernel.snapshotters import Daemon, collect_garbage, device_of, layer, mounted, serving
+from tests.kernel.containerd.snapshotters import Daemon, device_of, layer, mounted
 from tests.snapshots_client import UNKNOWN_FIELDS, YEAR_ONE, Snapshots, refused
 
 EXISTS = grpc.StatusCode.ALREADY_EXISTS
@@ -35,19 +33,6 @@ STRANGE_KEYS = (
     "long/" + "k" * 4000,
     "\N{GREEK SMALL LETTER ALPHA}" * 2000,
 )
-
-
-@pytest.fixture(scope="module")
-def daemon() -> Iterator[Daemon]:
-    with scratch_folder() as folder, serving(folder) as daemon:
-        yield daemon
-
-
-@pytest.fixture
-def snapshots(daemon: Daemon) -> Iterator[Snapshots]:
-    with daemon.client() as client:
-        yield client
-        collect_garbage(client)
 
 
 # --- keys and parents -----------------------------------------------------------------------------------------------

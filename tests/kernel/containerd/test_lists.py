@@ -7,7 +7,7 @@ import grpc
 import pytest
 
 from tests.kernel.conftest import scratch_folder
-from tests.kernel.snapshotters import Daemon, collect_garbage, layer, serving
+from tests.kernel.containerd.snapshotters import Daemon, collect_garbage, layer, serving
 from tests.snapshots_client import Snapshots, refused
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
@@ -17,13 +17,6 @@ INVALID = grpc.StatusCode.INVALID_ARGUMENT
 def daemon() -> Iterator[Daemon]:
     with scratch_folder() as folder, serving(folder, "dmthin", "shelf") as daemon:
         yield daemon
-
-
-@pytest.fixture
-def snapshots(daemon: Daemon) -> Iterator[Snapshots]:
-    with daemon.client() as client:
-        yield client
-        collect_garbage(client)
 
 
 def test_list_tells_what_stat_tells_in_messages_of_a_hundred(snapshots: Snapshots, place: Path) -> None:

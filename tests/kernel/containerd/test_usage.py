@@ -15,8 +15,8 @@ from dmthin.store.behind import Behind
 from dmthin.store.model import Kind
 from dmthin.store.store import Store
 from dmthin.units import MIB
-from tests.kernel.conftest import fill, scratch_folder
-from tests.kernel.snapshotters import Daemon, collect_garbage, device_of, layer, mounted, serving
+from tests.kernel.conftest import fill
+from tests.kernel.containerd.snapshotters import Daemon, device_of, layer, mounted
 from tests.snapshots_client import Snapshots, refused
 from tests.waiting import PATIENCE
 
@@ -25,19 +25,6 @@ PRECONDITION = grpc.StatusCode.FAILED_PRECONDITION
 
 SLACK = MIB
 """What a file system writes for itself beside a few files: tables, directories, its journal."""
-
-
-@pytest.fixture(scope="module")
-def daemon() -> Iterator[Daemon]:
-    with scratch_folder() as folder, serving(folder) as daemon:
-        yield daemon
-
-
-@pytest.fixture
-def snapshots(daemon: Daemon) -> Iterator[Snapshots]:
-    with daemon.client() as client:
-        yield client
-        collect_garbage(client)
 
 
 def write(root: Path, name: str, length: int) -> None:

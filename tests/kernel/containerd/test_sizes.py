@@ -14,7 +14,7 @@ from dmthin.store.model import Kind
 from dmthin.store.store import Store
 from dmthin.units import MIB
 from tests.kernel.conftest import scratch_folder
-from tests.kernel.snapshotters import OPTIONS, Daemon, collect_garbage, device_of, layer, mounted, serving
+from tests.kernel.containerd.snapshotters import OPTIONS, Daemon, collect_garbage, device_of, layer, mounted, serving
 from tests.snapshots_client import Mount, Snapshots, refused
 
 EXISTS = grpc.StatusCode.ALREADY_EXISTS

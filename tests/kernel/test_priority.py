@@ -1,0 +1,26 @@
+"""Who goes first where processors are short. Here, since it takes a right that root has."""
+
+import os
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from dmthin.kernel import priority, process
+from dmthin.store.behind import Behind
+
+
+def niceness() -> int:
+    """That of the thread that asks."""
+    return os.getpriority(os.PRIO_PROCESS, 0)
+
+
+def test_only_who_answers_goes_first() -> None:
+    """The thread does; not this one, nor a program that it starts, nor what is done behind its callers."""
+    with ThreadPoolExecutor(1) as threads:
+        threads.submit(priority.hurry).result()
+        assert threads.submit(niceness).result() < 0
+        assert niceness() == 0
+        assert threads.submit(process.run, "nice").result().stdout == "0\n"
+        behind = threads.submit(Behind, "test").result()
+        later: Future[int] = Future()
+        behind.later(0, lambda: later.set_result(niceness()))
+        assert later.result() == 0
+        behind.close()
