@@ -30,14 +30,14 @@ def check(metadata: Path) -> None:
         ) from None
 
 
-def device_ids(metadata: Path, *, live: bool = False) -> set[int]:
-    """The ids of all volumes in the metadata of a pool that is down, or `live` and holding a metadata snapshot."""
-    return {device_id for device_id, *_ in _thin_ls(metadata, "DEV", live=live)}
+def device_ids(metadata: Path) -> set[int]:
+    """The ids of all volumes. The pool holds a metadata snapshot meanwhile."""
+    return {device_id for device_id, *_ in _thin_ls(metadata, "DEV")}
 
 
 def usage(metadata: Path) -> dict[int, Usage]:
     """Exclusive and shared blocks of every volume, by id. The pool holds a metadata snapshot meanwhile."""
-    rows = _thin_ls(metadata, "DEV,EXCLUSIVE_BLOCKS,SHARED_BLOCKS", live=True)
+    rows = _thin_ls(metadata, "DEV,EXCLUSIVE_BLOCKS,SHARED_BLOCKS")
     return {device_id: Usage(exclusive, shared) for device_id, exclusive, shared in rows}
 
 
@@ -48,9 +48,8 @@ def added_blocks(metadata: Path, before: int, after: int) -> int:
     return sum(int(length) for length in _ADDED.findall(output))
 
 
-def _thin_ls(metadata: Path, fields: str, *, live: bool) -> Iterator[list[int]]:
-    mode = ["-m"] if live else []
-    output = process.run("thin_ls", *mode, "--no-headers", "-o", fields, str(metadata), timeout=_SECONDS).stdout
+def _thin_ls(metadata: Path, fields: str) -> Iterator[list[int]]:
+    output = process.run("thin_ls", "-m", "--no-headers", "-o", fields, str(metadata), timeout=_SECONDS).stdout
     for line in output.splitlines():
         if numbers := re.findall(r"\d+", line):
             yield [int(number) for number in numbers]

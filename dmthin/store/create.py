@@ -306,4 +306,4 @@ def _require_empty_pool(name: str) -> int:
 def _volumes_in(name: str, table: PoolTable) -> set[int]:
     """The ids of the volumes of a pool that nobody else reads now."""
     with IoctlDeviceMapper() as dm, ThinPool(name, "", dm, dm).metadata_snapshot():
-        return metadata.device_ids(block.node_of(table.metadata_device), live=True)
+        return metadata.device_ids(block.node_of(table.metadata_device))
