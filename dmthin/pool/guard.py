@@ -25,11 +25,14 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 class Guard:
     """Entering suspends the device `name` (file system frozen, I/O flushed), leaving resumes it.
 
-    Raises TimeLimit if the device does not come to rest within 10 seconds; it then goes on as before.
+    The guard keeps the descriptor `keep`, if there is one, open until it has resumed the device: a lock on it is free
+    only when the device is. Raises TimeLimit if the device does not come to rest within 10 seconds; it then goes on as
+    before.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, keep: int = -1) -> None:
         self._name = name
+        self._keep = keep
         self._pid = 0
         self._hold = -1
 
@@ -41,7 +44,7 @@ class Guard:
         try:
             self._pid = os.fork()
             if not self._pid:
-                _guard(self._name, ready_write, hold_read)
+                _guard(self._name, ready_write, hold_read, self._keep)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         os.close(ready_write)
@@ -94,15 +97,15 @@ class Guard:
             dm.resume(self._name)
 
 
-def _guard(name: str, ready: int, hold: int) -> NoReturn:
+def _guard(name: str, ready: int, hold: int, keep: int) -> NoReturn:
     """The process: own session, so that a Ctrl-C meant for the manager does not reach it.
 
-    It keeps none of the manager's descriptors: the locks among them would outlive their holder, and the pipes to other
-    guards would hold those.
+    It keeps none of the manager's other descriptors: the locks among them would outlive their holder, and the pipes to
+    other guards would hold those.
     """
     try:
         for entry in list(Path("/proc/self/fd").iterdir()):
-            if int(entry.name) not in (0, 1, 2, ready, hold):
+            if int(entry.name) not in (0, 1, 2, ready, hold, keep):
                 with suppress(OSError):
                     os.close(int(entry.name))
         failpoint.arm(0)

@@ -103,18 +103,24 @@ class ThinVolume:
                         return
                     raise
 
+    def is_in_use(self) -> bool:
+        """Whether somebody has the volume open, or has suspended it: without that there is no I/O to be held."""
+        info = self.info()
+        return info is not None and (info.open_count > 0 or info.suspended)
+
     @contextmanager
-    def quiesced(self) -> Iterator[None]:
+    def quiesced(self, keep: int = -1) -> Iterator[None]:
         """Hold the volume's I/O, its file system consistent on the disk, while a snapshot is taken of it.
 
         Nothing to do for a volume that nobody has open: the last close has written out what there was (the kernel's
-        blkdev_put). A guard process resumes it should this process die meanwhile.
+        blkdev_put). A guard process resumes it should this process die meanwhile, and has `keep`, a descriptor, open
+        until it has. Those who may quiesce one volume at the same time take turns by a lock of their own.
         """
         with ExitStack() as held:
-            if (info := self.info()) and (info.open_count or info.suspended):
+            if self.is_in_use():
                 self.pool.require_data_space(0)
                 try:
-                    held.enter_context(Guard(self.name))
+                    held.enter_context(Guard(self.name, keep))
                 except KernelError:
                     # A device whose removal was deferred goes with its last user, just now for instance.
                     if self.info() is not None:

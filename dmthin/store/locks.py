@@ -1,8 +1,9 @@
 """Locks between processes and threads: byte ranges of one file, held by open file descriptions (fcntl(2), F_OFD_SETLK).
 
 They die with their holder, so there is nothing to clean up. Byte 1 stands for the pool, which every change of a volume
-shares and every change of the pool itself has alone; byte VOLUME + N stands for the volume with device id N. Order:
-volumes before the pool; while the pool is held, a volume's lock may only be tried.
+shares and every change of the pool itself has alone; byte VOLUME + N stands for the volume with device id N, byte
+REST + N for its being held at rest. Order: volumes, the pool, rest; while the pool is held, a volume's lock may only be
+tried.
 """
 
 import errno
@@ -25,6 +26,8 @@ _POOL = 1
 _METADATA_SNAPSHOT = 2
 _BASE = 3
 _VOLUME = 16
+_REST = 1 << 25
+"""Above all volumes: a device id has 24 bits."""
 
 
 class Lock:
@@ -89,6 +92,10 @@ class Locks:
             return None
         lock = self._try(_VOLUME + device_id)
         return self._note(lock) if lock else None
+
+    def rest(self, device_id: int) -> Lock:
+        """Wait for the right to suspend and resume a volume's device, which those who share its lock need in turn."""
+        return self._take(_REST + device_id)
 
     def metadata_snapshot(self) -> Lock:
         """Wait for the right to the pool's one metadata snapshot."""

@@ -333,7 +333,7 @@ class Volumes:
 
     def _create(self, pool: ActivePool, volume: Volume, origin: Volume | None) -> None:
         """Send the pool's message. A device id that is there already is not ours, so only its record goes again."""
-        with self.thin(pool, origin).quiesced() if origin else nullcontext():
+        with self._at_rest(pool, origin) if origin else nullcontext():
             try:
                 if origin is None:
                     pool.thin.create_thin(volume.device_id)
@@ -346,6 +346,16 @@ class Volumes:
                     f"the pool has a volume {volume.device_id} that the ledger does not know",
                     hint="the ledger was restored from an old copy, or another program has changed the pool",
                 ) from None
+
+    @contextmanager
+    def _at_rest(self, pool: ActivePool, origin: Volume) -> Iterator[None]:
+        """Hold the I/O of a volume that is in use, and let nobody else who shares it resume it meanwhile."""
+        thin = self.thin(pool, origin)
+        if not thin.is_in_use():
+            yield
+            return
+        with self._locks.rest(origin.device_id) as lock, thin.quiesced(lock.fd):
+            yield
 
     @contextmanager
     def _ending_on_failure(self, volume: Volume, pool: ActivePool | None = None) -> Iterator[None]:

@@ -1,11 +1,18 @@
 """Many at once on one store: threads that share it, processes that open it, an administrator beside them."""
 
 import os
+import signal
 import threading
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
+import pytest
+
+from dmthin.pool.thinpool import ThinPool
+from dmthin.store.model import Kind
 from dmthin.store.store import Store
 from dmthin.units import GIB
 from tests.kernel.conftest import check_store
@@ -47,6 +54,76 @@ def test_fifty_containers_at_once_from_threads(store: Store, image: str) -> None
     assert failures == []
     for number in range(50):
         assert (store.layout.mount_point(f"c{number}") / "me").read_text() == str(number)
+
+
+def test_snapshots_of_a_mounted_volume_at_once(store: Store, image: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each finds the origin at rest, and none lets it go under another's hands."""
+    store.containers.create(image, "origin")
+    store.containers.mount("origin")
+    origin = store.ledger.ready("origin")
+    create_snap = ThinPool.create_snap
+    at_rest: list[bool] = []
+    failures: list[BaseException] = []
+
+    def create_slowly(pool: ThinPool, device_id: int, origin_id: int) -> None:
+        create_snap(pool, device_id, origin_id)
+        time.sleep(0.1)
+        info = store.volumes.info(origin)
+        at_rest.append(info is not None and info.suspended)
+
+    def snapshot(number: int) -> None:
+        try:
+            store.snapshots.create(f"s{number}", Kind.CONTAINER, origin)
+        except BaseException as error:
+            failures.append(error)
+
+    monkeypatch.setattr(ThinPool, "create_snap", create_slowly)
+    threads = [threading.Thread(target=snapshot, args=(number,)) for number in range(10)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    assert at_rest == [True] * 10
+    info = store.volumes.info(origin)
+    assert info is not None
+    assert not info.suspended
+    store.containers.unmount("origin")
+    check_store(store)
+
+
+def test_the_origin_of_a_killed_snapshot_goes_on_before_the_next_has_it(
+    store: Store, image: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.containers.create(image, "origin")
+    store.containers.mount("origin")
+    origin = store.ledger.ready("origin")
+
+    def die(*_: object) -> None:
+        (guard,) = psutil.Process().children()
+        (store.layout.root.parent / "guard").write_text(str(guard.pid))
+        guard.suspend()  # so that it is late
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    pid = os.fork()
+    if not pid:
+        monkeypatch.setattr(ThinPool, "create_snap", die)
+        with Store(store.layout.root) as mine:
+            mine.snapshots.create("cut", Kind.CONTAINER, origin)
+    assert os.waitpid(pid, 0)[1] == signal.SIGKILL
+    guard = int((store.layout.root.parent / "guard").read_text())
+    following = threading.Thread(target=lambda: store.snapshots.create("next", Kind.CONTAINER, origin))
+    following.start()
+    following.join(0.5)
+    info = store.volumes.info(origin)
+    assert info is not None
+    assert info.suspended
+    assert following.is_alive()
+    os.kill(guard, signal.SIGCONT)
+    following.join()
+    assert store.ledger.ready("next")
+    store.containers.unmount("origin")
+    check_store(store)
 
 
 def test_processes_work_side_by_side_while_the_pool_grows_and_is_trimmed(store: Store, image: str) -> None:
