@@ -5,7 +5,7 @@ from contextlib import suppress
 from dmthin.pool.filesystem import FileSystem
 from dmthin.store.ledger import Ledger
 from dmthin.store.locks import Lock, Locks
-from dmthin.store.model import Kind, State, Volume
+from dmthin.store.model import Kind, NewVolume, State, Volume
 from dmthin.store.volumes import Volumes
 from dmthin.units import format_exact
 
@@ -41,8 +41,7 @@ class Bases:
         return base if base is not None and base.state is State.READY else None
 
     def _make(self, name: str, kind: FileSystem, size: int, mkfs_arguments: tuple[str, ...]) -> Volume:
-        making = self._volumes.making(name, Kind.BASE, size=size, file_system=kind.name, parent=None, activate=True)
-        with making as base:
+        with self._volumes.making(NewVolume(name, Kind.BASE, size, kind.name, None), activate=True) as base:
             with self._volumes.held_open(base) as info:
                 kind.make(info.node, mkfs_arguments)
             with self._volumes.mounted_for_work(base) as root, suppress(FileNotFoundError):

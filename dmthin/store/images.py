@@ -11,7 +11,7 @@ from dmthin.errors import NoDataSpace
 from dmthin.kernel import block
 from dmthin.store.bases import Bases
 from dmthin.store.ledger import Ledger
-from dmthin.store.model import Kind, State, Volume, check_name
+from dmthin.store.model import Kind, NewVolume, State, Volume, check_name
 from dmthin.store.options import StorageOptions
 from dmthin.store.volumes import Volumes
 from dmthin.units import format_exact
@@ -51,10 +51,8 @@ class Images:
         with open_source(source) as entries, ExitStack() as stack:
             with self._bases.kept():
                 base = self._bases.ensure(self._options.file_system, size, self._options.mkfs_arguments)
-                making = self._volumes.making(
-                    name, Kind.IMAGE, size=size, file_system=base.file_system, parent=base, activate=True
-                )
-                image = stack.enter_context(making)
+                new = NewVolume(name, Kind.IMAGE, size, base.file_system, base)
+                image = stack.enter_context(self._volumes.making(new, activate=True))
             root = stack.enter_context(self._volumes.mounted_for_work(image))
             try:
                 unpack(entries, root, progress=progress)
@@ -73,10 +71,8 @@ class Images:
         with self._volumes.locked(source) as source:
             self._volumes.write_out(source)  # before anybody waits for us: on a full pool this waits for space
             parent = None if source.parent is None else self._ledger.by_id(source.parent)
-            made = self._volumes.make(
-                name, Kind.IMAGE, size=source.size, file_system=source.file_system, parent=parent, origin=source
-            )
-        return made.volume
+            new = NewVolume(name, Kind.IMAGE, source.size, source.file_system, parent)
+            return self._volumes.make(new, origin=source).volume
 
     def remove(self, name: str) -> None:
         """Remove an image, and its base if nothing else is made of that. Raises NotFound, InUse (it has children)."""

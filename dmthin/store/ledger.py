@@ -17,7 +17,7 @@ from dmthin.kernel import block
 from dmthin.kernel.thin import MAX_DEVICE_ID
 from dmthin.store import schema
 from dmthin.store.locks import Lock, Locks
-from dmthin.store.model import Kind, State, StoreRecord, StoreState, Volume
+from dmthin.store.model import Kind, NewVolume, State, StoreRecord, StoreState, Volume
 
 _SPARE_DEVICE_IDS = 1000
 
@@ -170,38 +170,28 @@ class Ledger:
         query = f"SELECT {VOLUME_COLUMNS} FROM volume WHERE parent = ? AND state <> 'removing' ORDER BY name"
         return [volume_of(row) for row in self.rows(query, device_id)]
 
-    def add(
-        self,
-        name: str,
-        kind: Kind,
-        size: int,
-        file_system: str,
-        parent: Volume | None,
-        locks: Locks,
-        *,
-        read_only: bool = False,
-    ) -> "Added":
+    def add(self, new: NewVolume, locks: Locks) -> "Added":
         """Record a volume to be made, under a free device id whose lock this takes.
 
         The lock is held before the record can be seen, so nobody takes it for one that was left behind.
         Raises AlreadyExists (the name), NotFound (the parent is gone).
         """
-        self.require_free(name)
-        if parent is not None:
+        self.require_free(new.name)
+        if (parent := new.parent) is not None:
             now = self.by_id(parent.device_id)
             if now is None or now.name != parent.name or now.state is State.REMOVING:
                 raise NotFound(f"the {parent.title} has been removed meanwhile")
         device_id, lock = self._free_device_id(locks)
         volume = Volume(
             device_id=device_id,
-            name=name,
-            kind=kind,
+            name=new.name,
+            kind=new.kind,
             state=State.MAKING,
-            size=size,
-            file_system=file_system,
+            size=new.size,
+            file_system=new.file_system,
             parent=parent.device_id if parent else None,
             created=int(time.time()),
-            read_only=read_only,
+            read_only=new.read_only,
         )
         try:
             places = ", ".join("?" * 10)

@@ -75,6 +75,18 @@ class Volume:
         return replace(self, state=state)
 
 
+@dataclass(frozen=True, slots=True)
+class NewVolume:
+    """A volume that is to be made. `size` in bytes; `parent` is what it descends from, None for a base."""
+
+    name: str
+    kind: Kind
+    size: int
+    file_system: str
+    parent: Volume | None
+    read_only: bool = False
+
+
 class SnapshotKind(StrEnum):
     """What containerd calls a snapshot: an active one is written, a view read, a committed one has children."""
 

@@ -22,7 +22,7 @@ from dmthin.store.behind import AtOnce, Later
 from dmthin.store.change import Made, Record, no_record
 from dmthin.store.layout import Layout
 from dmthin.store.ledger import Ledger
-from dmthin.store.model import Kind, State, Volume
+from dmthin.store.model import Kind, NewVolume, State, Volume
 from dmthin.store.options import StorageOptions
 from dmthin.store.volumes import Volumes
 from dmthin.units import format_exact
@@ -141,15 +141,8 @@ class Snapshots:
         """
         parent = parent or self._ledger.base_of(origin)
         with self._volumes.unchanged(origin):
-            self._volumes.make(
-                name,
-                kind,
-                size=origin.size,
-                file_system=origin.file_system,
-                parent=parent,
-                origin=origin,
-                record=record,
-            )
+            new = NewVolume(name, kind, origin.size, origin.file_system, parent)
+            self._volumes.make(new, origin=origin, record=record)
 
     def acquire(self, name: str, options: str = "") -> Path:
         """Mount a volume, or count one use more of its mount; the folder is the same each time.
@@ -252,29 +245,12 @@ class Snapshots:
             )
         if size is not None:
             filesystem.by_name(parent.file_system).require_size(size)
-        size = size or parent.size
+        new = NewVolume(name, kind, size or parent.size, parent.file_system, parent, read_only)
         with self._volumes.unchanged(parent):
-            if size == parent.size and not read_only:
-                return self._volumes.make(
-                    name,
-                    kind,
-                    size=size,
-                    file_system=parent.file_system,
-                    parent=parent,
-                    activate=activate,
-                    record=record,
-                )
-            making = self._volumes.making(
-                name,
-                kind,
-                size=size,
-                file_system=parent.file_system,
-                parent=parent,
-                read_only=read_only,
-                record=record,
-            )
-            with making as volume:
-                if size > parent.size:
+            if new.size == parent.size and not read_only:
+                return self._volumes.make(new, activate=activate, record=record)
+            with self._volumes.making(new, record=record) as volume:
+                if new.size > parent.size:
                     self._volumes.fill_device(replace(volume, read_only=False))
                 device = self._activate_to_be_mounted(volume) if activate else None
             return Made(volume.with_state(State.READY), device)

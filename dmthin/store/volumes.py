@@ -29,7 +29,7 @@ from dmthin.store.keys import Keys
 from dmthin.store.layout import Layout
 from dmthin.store.ledger import Ledger
 from dmthin.store.locks import Locks
-from dmthin.store.model import Kind, State, StoreRecord, Volume
+from dmthin.store.model import NewVolume, State, StoreRecord, Volume
 from dmthin.store.mounter import Mounter
 from dmthin.store.options import StorageOptions
 from dmthin.units import MIB, format_exact, format_size
@@ -57,54 +57,42 @@ class Volumes:
 
     def make(
         self,
-        name: str,
-        kind: Kind,
+        new: NewVolume,
         *,
-        size: int,
-        file_system: str,
-        parent: Volume | None,
         origin: Volume | None = None,
         activate: bool = False,
         record: Record = no_record,
     ) -> Made:
-        """Make a volume that needs nothing done to it: a snapshot as it is. As for `making`, which says the rest.
+        """Make a volume that needs nothing done to it: a snapshot of `origin`, by default its parent, as that is.
 
+        The rest is as for `making`.
         The block device comes after the last commit: what udevd has to do about it then holds up nobody who waits
         for that.
         """
         with ExitStack() as held, self._change() as pool:
-            volume = self._begin(pool, held, name, kind, size, file_system, parent)
+            volume = self._begin(pool, held, new)
             with self._ending_on_failure(volume, pool):
-                self._create(pool, volume, origin or parent)
+                self._create(pool, volume, origin or new.parent)
                 self._finish(volume, record)
             volume = volume.with_state(State.READY)
             return Made(volume, self._activate_made(pool, volume) if activate else None)
 
     @contextmanager
     def making(
-        self,
-        name: str,
-        kind: Kind,
-        *,
-        size: int,
-        file_system: str,
-        parent: Volume | None,
-        activate: bool = False,
-        read_only: bool = False,
-        record: Record = no_record,
+        self, new: NewVolume, *, activate: bool = False, record: Record = no_record
     ) -> Iterator[Volume]:
         """Make a volume: a snapshot of its parent, or empty; READY when the block ends well.
 
-        Whatever ends the block otherwise, or this process, leaves no volume. `parent` is what the ledger calls its
-        descent; `activate` makes its block device at once, on which a `read_only` volume takes no write. `record` does
-        what belongs into the transaction that ends it. Who calls keeps others from mounting the origin meanwhile.
+        Whatever ends the block otherwise, or this process, leaves no volume. `activate` makes its block device at once.
+        `record` does what belongs into the transaction that ends it. Who calls keeps others from mounting the origin
+        meanwhile.
         Raises AlreadyExists (the name), NotFound (the parent is gone), NoDataSpace.
         """
         with ExitStack() as held:
             with self._change() as pool:
-                volume = self._begin(pool, held, name, kind, size, file_system, parent, read_only=read_only)
+                volume = self._begin(pool, held, new)
                 with self._ending_on_failure(volume, pool):
-                    self._create(pool, volume, parent)
+                    self._create(pool, volume, new.parent)
                     if activate:
                         self._activate(pool, volume)
             with self._ending_on_failure(volume):
@@ -299,23 +287,12 @@ class Volumes:
             self._try_to_end(pool, doomed)
             raise
 
-    def _begin(
-        self,
-        pool: ActivePool,
-        held: ExitStack,
-        name: str,
-        kind: Kind,
-        size: int,
-        file_system: str,
-        parent: Volume | None,
-        *,
-        read_only: bool = False,
-    ) -> Volume:
+    def _begin(self, pool: ActivePool, held: ExitStack, new: NewVolume) -> Volume:
         """Record the intent of a volume for which there is room; `held` gets its lock."""
         pool.thin.require_data_space(self._options.min_free_percent)
         self._require_host_room(pool.record)
-        with self._ledger.transaction(f"make {name}"):
-            added = self._ledger.add(name, kind, size, file_system, parent, self._locks, read_only=read_only)
+        with self._ledger.transaction(f"make {new.name}"):
+            added = self._ledger.add(new, self._locks)
             held.enter_context(added.lock)
         return added.volume
 

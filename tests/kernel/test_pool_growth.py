@@ -25,7 +25,7 @@ from dmthin.kernel.dmioctl import IoctlDeviceMapper
 from dmthin.kernel.thin import PoolMode, PoolStatus
 from dmthin.pool import metadata
 from dmthin.store.create import create_store
-from dmthin.store.model import Kind, Volume
+from dmthin.store.model import Kind, NewVolume, Volume
 from dmthin.store.store import Store
 from dmthin.units import GIB, KIB, METADATA_BLOCK, MIB, TIB
 from tests.kernel import rigs, thintools
@@ -46,7 +46,7 @@ def make_disk(dm: IoctlDeviceMapper, scratch: Path) -> Iterator[MakeDisk]:
 
 def raw_volume(store: Store, name: str, size: int = 64 * MIB) -> tuple[Volume, Path]:
     """A volume without a file system, and its node."""
-    with store.volumes.making(name, Kind.BASE, size=size, file_system="ext4", parent=None, activate=True) as volume:
+    with store.volumes.making(NewVolume(name, Kind.BASE, size, "ext4", None), activate=True) as volume:
         pass
     info = store.volumes.info(volume)
     assert info is not None

@@ -13,7 +13,7 @@ from dmthin.kernel import block, process
 from dmthin.kernel.dmioctl import IoctlDeviceMapper
 from dmthin.pool.guard import Guard
 from dmthin.pool.spacemap import ENTRIES_PER_BITMAP, SpaceMap
-from dmthin.store.model import Kind, Volume
+from dmthin.store.model import Kind, NewVolume, Volume
 from dmthin.store.store import Store
 from dmthin.units import METADATA_BLOCK, MIB
 from tests.kernel import rigs
@@ -242,9 +242,7 @@ def test_what_is_no_metadata(scratch: Path, metadata_file: Path) -> None:
 
 def raw_volume(store: Store, name: str, size: int = 256 * MIB) -> tuple[Volume, Path]:
     """A volume without a file system, and its node."""
-    with store.volumes.making(
-        name, Kind.BASE, size=size, file_system="ext4", parent=None, activate=True
-    ) as volume:
+    with store.volumes.making(NewVolume(name, Kind.BASE, size, "ext4", None), activate=True) as volume:
         info = store.volumes.info(volume)
     assert info is not None
     return store.ledger.ready(name), Path(info.node)

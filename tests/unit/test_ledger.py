@@ -10,7 +10,7 @@ from dmthin.errors import AlreadyExists, InUse, NoMetadataSpace, NotFound, Unava
 from dmthin.store import schema
 from dmthin.store.ledger import Ledger
 from dmthin.store.locks import Locks, make_lock_file
-from dmthin.store.model import Kind, State, StoreRecord, StoreState, Volume, new_uuid
+from dmthin.store.model import Kind, NewVolume, State, StoreRecord, StoreState, Volume, new_uuid
 from dmthin.store.schema import SCHEMA_VERSION
 
 
@@ -35,7 +35,7 @@ def record() -> StoreRecord:
 
 def add(ledger: Ledger, locks: Locks, name: str, kind: Kind = Kind.IMAGE, parent: Volume | None = None) -> Volume:
     with ledger.transaction("add"):
-        added = ledger.add(name, kind, 1 << 30, "ext4", parent, locks)
+        added = ledger.add(NewVolume(name, kind, 1 << 30, "ext4", parent), locks)
         ledger.save(ready := added.volume.with_state(State.READY))
     added.lock.release()
     return ready
@@ -51,7 +51,7 @@ def test_what_was_committed_is_there_for_another_connection(ledger: Ledger, lock
 
 def test_a_failed_transaction_leaves_nothing(ledger: Ledger, locks: Locks) -> None:
     with pytest.raises(RuntimeError), ledger.transaction("add"):
-        ledger.add("image", Kind.IMAGE, 1 << 30, "ext4", None, locks).lock.release()
+        ledger.add(NewVolume("image", Kind.IMAGE, 1 << 30, "ext4", None), locks).lock.release()
         raise RuntimeError
     assert ledger.volumes() == []
 
@@ -77,7 +77,7 @@ def test_names_children_and_kinds(ledger: Ledger, locks: Locks) -> None:
     image = add(ledger, locks, "image")
     container = add(ledger, locks, "web", Kind.CONTAINER, image)
     with pytest.raises(AlreadyExists, match="'web' is in use by a container"), ledger.transaction("add"):
-        ledger.add("web", Kind.IMAGE, 1, "ext4", None, locks)
+        ledger.add(NewVolume("web", Kind.IMAGE, 1, "ext4", None), locks)
     with pytest.raises(InUse, match="image image has children: web"):
         ledger.require_childless(image)
     with pytest.raises(NotFound, match="'web' is a container, not an image"):
