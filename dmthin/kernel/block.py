@@ -219,6 +219,15 @@ def free_space(path: Path) -> int:
     return figures.f_bfree * figures.f_frsize
 
 
+def sync_data(path: Path) -> None:
+    """Make what has been written to a file durable, whoever wrote it (fdatasync(2))."""
+    with opened(path) as fd:
+        try:
+            os.fdatasync(fd)
+        except OSError as error:
+            raise os_failure(error, f"write {path} out") from None
+
+
 def sync_folder(path: Path) -> None:
     """Make the names in a folder durable."""
     with opened(path, os.O_RDONLY | os.O_DIRECTORY) as fd:

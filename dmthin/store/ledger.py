@@ -1,4 +1,4 @@
-"""The ledger: which volume is which device id of the pool, and what is under way. SQLite, each commit durable.
+"""The ledger: which volume is which device id of the pool, and what is under way.
 
 Every process and thread has its own connection; SQLite lets one write at a time.
 """
@@ -16,6 +16,7 @@ from dmthin.failpoint import step
 from dmthin.kernel import block
 from dmthin.kernel.thin import MAX_DEVICE_ID
 from dmthin.store import schema
+from dmthin.store.groupsync import GroupSync
 from dmthin.store.locks import Lock, Locks
 from dmthin.store.model import Kind, NewVolume, State, StoreRecord, StoreState, Volume
 
@@ -36,6 +37,7 @@ class Ledger:
         self._path = path
         self._local = threading.local()
         self._writing = threading.Lock()
+        self._log = GroupSync(schema.log(path))
         if not block.exists(path):
             raise NotFound(f"{path.parent} is not a store", hint="make one with: dmthin pool create")
         try:
@@ -67,13 +69,12 @@ class Ledger:
     def transaction(self, name: str, *, durable: bool = True) -> Iterator[None]:
         """Everything inside, durably, or nothing; no other writer meanwhile. `name` says what for.
 
-        Without `durable` it outlives this process but not a power cut, and costs no fsync: enough for what a power cut
-        ends too, such as mounts.
+        Without `durable` it outlives this process but not a power cut, and costs no sync: enough for what a power cut
+        ends too, such as mounts. Others see what was committed at once; the sync is one for all threads that wait.
         """
         connection = self._connection
         try:
             with self._writing:  # threads queue here: SQLite would let them sleep and look again
-                connection.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
                 connection.execute("BEGIN IMMEDIATE")
                 try:
                     yield
@@ -85,6 +86,8 @@ class Ledger:
                     raise
         except sqlite3.Error as error:
             raise schema.failure(error, self._path) from None
+        if durable:
+            self._log.wait()
 
     def store(self) -> StoreRecord:
         """The store's own record. Raises NotFound while it is being made."""

@@ -1,6 +1,8 @@
 """The ledger's database file: its schema and how it got there, and SQLite's errors in our words.
 
-Write-ahead log with `synchronous=FULL`: a commit is one fsync, and what was committed is there after a power cut.
+Write-ahead log with `synchronous=NORMAL`: a commit appends to the log, whose sync, one for many commits, the ledger
+sees to (`GroupSync`). SQLite itself syncs the log before it copies it into the file, and the file after that, so that a
+power cut takes away whole commits at the end, and none that was synced.
 """
 
 import os
@@ -121,14 +123,19 @@ def require_current(connection: sqlite3.Connection, path: Path) -> None:
 
 def files(path: Path) -> tuple[Path, ...]:
     """The ledger and what SQLite keeps beside it."""
-    return path, path.with_name(f"{path.name}-wal"), path.with_name(f"{path.name}-shm")
+    return path, log(path), path.with_name(f"{path.name}-shm")
+
+
+def log(path: Path) -> Path:
+    """The file that commits are appended to, there while a connection is open that has written."""
+    return path.with_name(f"{path.name}-wal")
 
 
 def connect(path: Path) -> sqlite3.Connection:
-    """A connection whose commits are durable. Raises what `failure` gives."""
+    """A connection whose commits are durable once the log is synced. Raises what `failure` gives."""
     try:
         connection = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
-        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("PRAGMA synchronous = NORMAL")
         connection.execute("PRAGMA foreign_keys = ON")
     except sqlite3.Error as error:
         raise failure(error, path) from None

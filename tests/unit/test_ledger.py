@@ -1,17 +1,22 @@
 """The ledger by itself: durable, versioned, one writer at a time."""
 
+import errno
+import os
+import shutil
 import sqlite3
 import threading
 from pathlib import Path
 
 import pytest
 
-from dmthin.errors import AlreadyExists, InUse, NoMetadataSpace, NotFound, Unavailable
+from dmthin.errors import AlreadyExists, InUse, KernelError, NoMetadataSpace, NotFound, Unavailable
+from dmthin.kernel import block
 from dmthin.store import schema
 from dmthin.store.ledger import Ledger
 from dmthin.store.locks import Locks, make_lock_file
 from dmthin.store.model import Kind, NewVolume, State, StoreRecord, StoreState, Volume, new_uuid
 from dmthin.store.schema import SCHEMA_VERSION
+from tests.waiting import until
 
 
 @pytest.fixture
@@ -103,6 +108,98 @@ def test_two_writers_wait_for_each_other(ledger: Ledger, locks: Locks, tmp_path:
     for thread in threads:
         thread.join()
     assert sorted(volume.device_id for volume in ledger.volumes()) == list(range(60))
+
+
+class Disk:
+    """What a power cut would leave of a ledger: its files as they were at the last sync of its log."""
+
+    def __init__(self, folder: Path, copies: Path) -> None:
+        self._folder = folder
+        self._copies = copies
+        self.syncs = 0
+
+    def sync(self, path: Path) -> None:
+        """Takes the place of `block.sync_data`."""
+        self.syncs += 1
+        assert path == self._folder / "ledger.db-wal"
+        self._copies.mkdir(exist_ok=True)
+        for name in ("ledger.db", "ledger.db-wal"):
+            shutil.copy(self._folder / name, self._copies / name)
+
+    def names(self) -> list[str]:
+        """The volumes of what is left."""
+        left = Ledger(self._copies / "ledger.db")
+        names = [volume.name for volume in left.volumes()]
+        left.close()
+        return names
+
+
+@pytest.fixture
+def disk(ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Disk:
+    disk = Disk(tmp_path, tmp_path / "left")
+    monkeypatch.setattr(block, "sync_data", disk.sync)
+    return disk
+
+
+def test_what_a_power_cut_leaves(ledger: Ledger, locks: Locks, disk: Disk) -> None:
+    image = add(ledger, locks, "image")
+    assert disk.names() == ["image"]
+    with ledger.transaction("forget", durable=False):
+        ledger.forget(image)
+    assert ledger.volumes() == []
+    assert disk.syncs == 1
+    assert disk.names() == ["image"]
+    add(ledger, locks, "other")
+    assert disk.names() == ["other"]
+
+
+def test_commits_of_many_threads_share_a_sync(
+    ledger: Ledger, locks: Locks, disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who commits during a sync waits for the next one, which is that of all who do."""
+    first, go_on = threading.Event(), threading.Event()
+
+    def slow(path: Path) -> None:
+        if not first.is_set():
+            first.set()
+            go_on.wait()
+        disk.sync(path)
+
+    monkeypatch.setattr(block, "sync_data", slow)
+    durable: list[str] = []
+
+    def work(name: str) -> None:
+        add(ledger, locks, name)
+        assert name in disk.names()
+        durable.append(name)
+        ledger.close()
+
+    names = [f"v{number}" for number in range(10)]
+    threads = [threading.Thread(target=work, args=(name,)) for name in names]
+    threads[0].start()
+    first.wait()
+    for thread in threads[1:]:
+        thread.start()
+    until(lambda: len(ledger.volumes()) == 10)  # committed, and seen, but none of them durable
+    assert durable == []
+    go_on.set()
+    for thread in threads:
+        thread.join()
+    assert sorted(durable) == names
+    assert 2 <= disk.syncs < 6  # two, but for threads that were slow to ask
+
+
+def test_a_sync_that_fails_is_an_error_of_each_who_waited(
+    ledger: Ledger, locks: Locks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fdatasync", fail)
+        with pytest.raises(KernelError, match=r"cannot write .*ledger\.db-wal out: Input/output error"):
+            add(ledger, locks, "image")
+    add(ledger, locks, "other")
 
 
 def test_what_is_no_store_is_named(tmp_path: Path) -> None:
