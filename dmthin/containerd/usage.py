@@ -1,7 +1,8 @@
 """What a snapshot takes that its parent does not: bytes of the pool, and inodes.
 
 containerd asks for each active snapshot every ten seconds. Reading all mappings takes a process, so what it tells of
-every volume serves for a while, and what a volume has mapped since is added. A committed snapshot is counted once.
+every volume serves for a while, and what a volume has mapped since is added; a newer one shared then all that its
+parent maps. A committed snapshot is counted once.
 """
 
 import os
@@ -17,21 +18,45 @@ from dmthin.kernel import mount
 from dmthin.kernel.thin import ThinStatus
 from dmthin.pool import filesystem
 from dmthin.pool.metadata import Usage
-from dmthin.store.model import Snapshot, SnapshotKind
+from dmthin.store.model import Kind, Snapshot, SnapshotKind, State, Volume
 from dmthin.store.store import Store
 
 _LEAST_SECONDS = 10.0
 _PATIENCE = 20
 """All mappings are read no more often than this many times as long as reading them takes."""
 
+_OLDEST = 6
+"""A count that has served its time serves while the next is made behind the caller, up to so many times that time."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Counted:
-    """What every volume mapped at a time (monotonic seconds), in blocks by device id; and how long that took."""
+    """What every volume mapped at a time (monotonic seconds), in blocks by device id; and how long that took.
+
+    `settled` are the volumes that others are made of: they were as they stay.
+    """
 
     at: float
     took: float
     blocks: dict[int, Usage]
+    settled: frozenset[int]
+
+    @property
+    def served(self) -> float:
+        """Its age, as a share of the time that it serves."""
+        return (time.monotonic() - self.at) / max(_LEAST_SECONDS, _PATIENCE * self.took)
+
+    def of(self, volume: Volume, *, is_active: bool) -> Usage | None:
+        """What a volume mapped; None if this count cannot tell.
+
+        For a newer one it is what that shared when it was made, which is of use only if the kernel tells of the rest.
+        """
+        if (found := self.blocks.get(volume.device_id)) is not None:
+            return found
+        if is_active and volume.parent in self.settled and volume.parent in self.blocks:
+            origin = self.blocks[volume.parent]
+            return Usage(0, origin.exclusive_blocks + origin.shared_blocks)
+        return None
 
 
 class UsageCounter:
@@ -41,7 +66,8 @@ class UsageCounter:
         self._store = store
         self._block_size = store.ledger.store().block_size
         self._counting = threading.Lock()
-        self._counted = _Counted(float("-inf"), 0, {})
+        self._counted = _Counted(float("-inf"), 0, {}, frozenset())
+        self._is_renewed = False
 
     def of(self, snapshot: Snapshot) -> tuple[int, int]:
         """Bytes and inodes. Raises NotFound if it is removed meanwhile, Unavailable, NeedsRepair."""
@@ -59,7 +85,8 @@ class UsageCounter:
         volume = snapshot.volume
         inodes = self._inodes(snapshot)
         if volume.parent is None:
-            size = self._exclusive(snapshot)
+            alone = self._store.pool.usage().get(volume.device_id, Usage(0, 0))
+            size = alone.exclusive_blocks * self._block_size
         else:
             size = self._store.pool.added(volume.parent, volume.device_id)
         # Whoever asks must not wait for those who write the ledger.
@@ -68,10 +95,9 @@ class UsageCounter:
 
     def _exclusive(self, snapshot: Snapshot) -> int:
         """The bytes that only this volume maps: as of the last count, and what it has mapped since."""
-        device_id = snapshot.volume.device_id
-        then = self._count(device_id).blocks.get(device_id, Usage(0, 0))
-        blocks = then.exclusive_blocks
         info = self._store.volumes.info(snapshot.volume)
+        then = self._then(snapshot.volume, is_active=info is not None)
+        blocks = then.exclusive_blocks
         if info is not None:
             with suppress(NotFound):
                 mapped = ThinStatus.parse(self._store.dm.status(info.name)).mapped
@@ -79,17 +105,37 @@ class UsageCounter:
                     blocks += mapped // self._block_size - then.exclusive_blocks - then.shared_blocks
         return max(0, blocks) * self._block_size
 
-    def _count(self, device_id: int) -> _Counted:
-        """A count that is not too old, and has this volume in it."""
+    def _then(self, volume: Volume, *, is_active: bool) -> Usage:
+        """What a volume mapped at the time of a count that is not too old."""
+        renew = False
         with self._counting:
-            counted = self._counted
-            started = time.monotonic()
-            lasts = max(_LEAST_SECONDS, _PATIENCE * counted.took)
-            # What is newer than the count shares its parent's blocks, which nothing else tells apart.
-            if device_id not in counted.blocks or started - counted.at > lasts:
-                blocks = self._store.pool.usage()
-                counted = self._counted = _Counted(started, time.monotonic() - started, blocks)
-            return counted
+            then = self._counted.of(volume, is_active=is_active)
+            if then is None or self._counted.served > _OLDEST:
+                self._counted = self._count()
+                then = self._counted.blocks.get(volume.device_id, Usage(0, 0))
+            elif self._counted.served > 1 and not self._is_renewed:
+                renew = self._is_renewed = True
+        if renew:
+            self._store.snapshots.behind.later(0, self._renew)
+        return then
+
+    def _count(self) -> _Counted:
+        started = time.monotonic()
+        volumes = self._store.ledger.volumes()
+        settled = frozenset(
+            volume.device_id
+            for volume in volumes
+            if volume.state is State.READY and volume.kind is not Kind.CONTAINER
+        )
+        blocks = self._store.pool.usage()
+        return _Counted(started, time.monotonic() - started, blocks, settled)
+
+    def _renew(self) -> None:
+        """Count again, while those who ask get what was counted before."""
+        try:
+            self._counted = self._count()
+        finally:
+            self._is_renewed = False
 
     def _inodes(self, snapshot: Snapshot) -> int:
         """The inodes in use: of a mounted file system from the kernel, else from its superblock."""

@@ -3,6 +3,7 @@
 import os
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -10,9 +11,14 @@ from pathlib import Path
 import grpc
 import pytest
 
+from dmthin.containerd import usage as counting
+from dmthin.containerd.usage import UsageCounter
+from dmthin.kernel import mount
+from dmthin.pool.metadata import Usage
 from dmthin.store import snapshots as engine
 from dmthin.store.behind import Behind
 from dmthin.store.model import Kind
+from dmthin.store.pools import Pools
 from dmthin.store.store import Store
 from dmthin.units import MIB
 from tests.kernel.conftest import fill
@@ -90,6 +96,53 @@ def test_usage_of_what_is_written_over(snapshots: Snapshots, place: Path) -> Non
     snapshots.commit("upper", "b")
     assert 4 * MIB <= snapshots.usage("upper").size <= 4 * MIB + 2 * SLACK
     assert snapshots.usage("upper").inodes == 0
+
+
+def test_usage_of_new_snapshots_reads_no_mappings(
+    store: Store, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What they share is known from their parent; and an old count serves until the next is made behind the caller."""
+    counts = 0
+    usage = Pools.usage
+
+    def counted(pools: Pools) -> dict[int, Usage]:
+        nonlocal counts
+        counts += 1
+        return usage(pools)
+
+    monkeypatch.setattr(Pools, "usage", counted)
+    counter = UsageCounter(store)
+
+    def used(key: str, parent: str, *names: str) -> int:
+        snapshot, info = store.keyed.prepare("s", key, parent, {})
+        place.mkdir(exist_ok=True)
+        mount.mount(info.node, place, "ext4")
+        for name in names:
+            write(place, name, 4 * MIB)
+        mount.unmount(place)
+        return counter.of(snapshot)[0]
+
+    assert 8 * MIB <= used("a", "", "one", "two") <= 8 * MIB + 2 * SLACK
+    store.keyed.commit("s", "base", "a", {})
+    assert counts == 1
+    used("first", "base", "three")  # "base" was a container when all was counted
+    assert counts == 2
+    for number in range(3):
+        assert 4 * MIB <= used(f"b{number}", "base", "one") <= 4 * MIB + SLACK
+        assert used(f"c{number}", "base") <= SLACK
+    assert counts == 2
+    monkeypatch.setattr(counting, "_LEAST_SECONDS", 0.01)
+    monkeypatch.setattr(counting, "_PATIENCE", 0)
+    monkeypatch.setattr(counting, "_OLDEST", float("inf"))
+    behind = store.snapshots.behind = Behind("test")
+    time.sleep(0.02)
+    assert 4 * MIB <= counter.of(store.keyed.get("s", "b0"))[0] <= 4 * MIB + SLACK
+    behind.close()
+    assert counts == 3
+    monkeypatch.setattr(counting, "_OLDEST", 1)
+    time.sleep(0.02)
+    assert 4 * MIB <= counter.of(store.keyed.get("s", "b0"))[0] <= 4 * MIB + SLACK
+    assert counts == 4
 
 
 def test_usage_stays_as_it_was_committed(snapshots: Snapshots, daemon: Daemon, place: Path) -> None:
