@@ -6,7 +6,7 @@ Whoever comes next answers the same call, nothing is left over, and containerd's
 import os
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,6 +22,7 @@ from dmthin.kernel import mount
 from dmthin.store.model import Kind, SnapshotKind, State
 from dmthin.store.store import Store
 from dmthin.units import MIB
+from tests import snapshots_client as client
 from tests.kernel import test_crash
 from tests.kernel.conftest import check_store, kernel_state, scratch_folder
 from tests.kernel.containerd.snapshotters import Daemon, collect_garbage, layer, mounted, serving
@@ -269,15 +270,8 @@ def _kernel_has_no_more_than_the_ledger(store: Store) -> None:
     assert [entry.target for entry in mount.under(store.layout.root)] == [str(store.layout.mounts)]
 
 
-@contextmanager
-def _mounted(snapshotter: Snapshotter, one: Mount) -> Iterator[Path]:
-    place = _root(snapshotter).with_name("mnt")
-    place.mkdir(exist_ok=True)
-    mount.mount(one.source, place, one.type, ",".join(one.options))
-    try:
-        yield place
-    finally:
-        mount.unmount(place)
+def _mounted(snapshotter: Snapshotter, one: Mount) -> AbstractContextManager[Path]:
+    return mounted((client.Mount(one.type, one.source, one.options),), _root(snapshotter).with_name("mnt"))
 
 
 def _collect(snapshotter: Snapshotter, known: str = "") -> None:
