@@ -151,7 +151,7 @@ class DockerFace:
         return {}
 
     async def _apply_diff(self, request: web.Request) -> web.StreamResponse:
-        body = streams.Body(request.content)
+        body = streams.Body(request.content, request.transport)
         try:
             layer = check_id(request.query.get("id", ""))
             if not await body.begins():

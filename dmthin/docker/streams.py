@@ -13,12 +13,22 @@ from dmthin.layers.job import Job, parse_report
 _PIECE = 256 << 10
 _REPORT_LIMIT = 1 << 16
 
+_SMALL = 16 << 10
+_SHORTEST, _LONGEST = 0.001, 0.016
+"""Seconds for which pieces smaller than that are let gather."""
+
 
 class Body:
-    """A request's body, which must be read to its end whatever becomes of the request."""
+    """A request's body, which must be read to its end whatever becomes of the request.
 
-    def __init__(self, content: StreamReader) -> None:
+    dockerd sends each header, file and padding of a layer as a chunk of its own. To take them one by one costs more
+    than to unpack them, so while pieces are small they are let gather in the socket.
+    """
+
+    def __init__(self, content: StreamReader, transport: asyncio.Transport | None) -> None:
         self._content = content
+        self._transport = transport
+        self._pause = _SHORTEST
         self._first = b""
 
     async def begins(self) -> bool:
@@ -33,6 +43,19 @@ class Body:
             yield first
         while piece := await self._content.readany():
             yield piece
+            await self._let_gather(len(piece))
+
+    async def _let_gather(self, length: int) -> None:
+        """Wait after a small piece; longer the next time, until pieces are large enough."""
+        if length >= _SMALL:
+            self._pause = max(self._pause / 2, _SHORTEST)
+        elif self._transport is not None and not self._content.is_eof():
+            self._transport.pause_reading()
+            try:
+                await asyncio.sleep(self._pause)
+            finally:
+                self._transport.resume_reading()
+            self._pause = min(self._pause * 2, _LONGEST)
 
     async def drain(self) -> None:
         """Read what is left."""

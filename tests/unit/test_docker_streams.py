@@ -1,0 +1,107 @@
+"""A layer's tar on its way from dockerd's connection: whole and in order, however it is cut."""
+
+import asyncio
+import os
+import random
+import socket
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+
+from dmthin.docker.streams import Body
+
+HEAD = b"POST / HTTP/1.1\r\nHost: plugin\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+def received(path: Path, send: Callable[[socket.socket], object]) -> list[bytes]:
+    """The pieces of a body that `send` writes to a connection, and after them what broke it off."""
+    pieces: list[bytes] = []
+
+    async def take(request: web.Request) -> web.Response:
+        body = Body(request.content, request.transport)
+        assert await body.begins()
+        try:
+            pieces.extend([piece async for piece in body.pieces()])
+        except ConnectionError as error:
+            pieces.append(type(error).__name__.encode())
+        return web.Response()
+
+    def client() -> None:
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.connect(os.fspath(path))
+            connection.sendall(HEAD)
+            send(connection)
+            connection.shutdown(socket.SHUT_WR)
+            connection.recv(1)
+
+    async def serve() -> None:
+        application = web.Application()
+        application.add_routes([web.post("/", take)])
+        runner = web.AppRunner(application)
+        await runner.setup()
+        try:
+            await web.UnixSite(runner, path).start()
+            await asyncio.to_thread(client)
+        finally:
+            await runner.cleanup()
+
+    asyncio.run(serve())
+    return pieces
+
+
+def chunks(lengths: Iterator[int], seed: int = 1) -> list[bytes]:
+    randomness = random.Random(seed)
+    return [randomness.randbytes(length) for length in lengths]
+
+
+def framed(chunk: bytes) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(chunk), chunk)
+
+
+@pytest.mark.parametrize(
+    "lengths",
+    [
+        pytest.param([512, 800, 224] * 1000, id="a layer of small files"),
+        pytest.param([512, 300_000, 64] * 20, id="of large ones"),
+        pytest.param([random.Random(2).choice((1, 512, 9000, 70_000)) for _ in range(400)], id="of all kinds"),
+        pytest.param([1], id="one byte"),
+    ],
+)
+def test_every_byte_comes_in_order(tmp_path: Path, lengths: list[int]) -> None:
+    sent = chunks(iter(lengths))
+
+    def send(connection: socket.socket) -> None:
+        for chunk in sent:
+            connection.sendall(framed(chunk))
+        connection.sendall(framed(b""))
+
+    assert b"".join(received(tmp_path / "socket", send)) == b"".join(sent)
+
+
+def test_small_chunks_are_taken_together(tmp_path: Path) -> None:
+    sent = chunks(iter([100] * 2000))
+
+    def send(connection: socket.socket) -> None:
+        for chunk in sent:
+            connection.sendall(framed(chunk))
+            time.sleep(0.0002)  # as who has to make each of them
+        connection.sendall(framed(b""))
+
+    pieces = received(tmp_path / "socket", send)
+    assert b"".join(pieces) == b"".join(sent)
+    assert len(pieces) < len(sent) / 4
+
+
+def test_a_sender_that_leaves_in_the_middle(tmp_path: Path) -> None:
+    sent = chunks(iter([512] * 100))
+
+    def send(connection: socket.socket) -> None:
+        for chunk in sent:
+            connection.sendall(framed(chunk))
+
+    *pieces, end = received(tmp_path / "socket", send)
+    assert b"".join(sent).startswith(b"".join(pieces))
+    assert end.endswith(b"Error")
