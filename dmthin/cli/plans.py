@@ -163,7 +163,7 @@ def container_mount(store: Store, name: str, directory: Path | None) -> list[str
     place = directory.absolute().resolve() if directory else store.layout.mount_point(name)
     if str(place) in view.mounts:
         return [f"# {name} is mounted there already"]
-    if mount.is_mounted(place):
+    if mount.at(place):
         raise InUse(f"something else is mounted at {place}", hint="choose another folder")
     lines = _activation(store)
     if view.device is None:

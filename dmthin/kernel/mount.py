@@ -20,6 +20,7 @@ _MNT_DETACH = 2
 _UMOUNT_NOFOLLOW = 8
 _OPTION = re.compile(r'(?:"[^"]*"|[^,"])+')
 _OCTAL = re.compile(r"\\([0-7]{3})")
+_SPECIAL = re.compile(r"[ \t\n\\]")
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mount.argtypes = (ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p)
@@ -50,6 +51,13 @@ def of_device(dev: int, process: int | str = "self") -> list[Mount]:
     """The mounts of one file system, newest last."""
     wanted = f" {os.major(dev)}:{os.minor(dev)} "
     return [_parse(line) for line in _lines(process) if wanted in line[:48]]
+
+
+def at(target: Path) -> list[Mount]:
+    """The mounts at exactly this place, newest last."""
+    wanted = f" {_escape(str(target))} "
+    mounts = [_parse(line) for line in _lines("self") if wanted in line]
+    return [mount for mount in mounts if mount.target == str(target)]
 
 
 def under(folder: Path) -> list[Mount]:
@@ -103,11 +111,6 @@ def ensure_shared(folder: Path) -> None:
         with step(f"mount {folder}"):
             _mount(str(folder), folder, "", _MS_BIND, "")
     _mount("none", folder, "", _MS_SHARED, "")
-
-
-def is_mounted(target: Path) -> bool:
-    """Whether something is mounted at exactly this place."""
-    return any(mount.target == str(target) for mount in table())
 
 
 def _holder(folder: Path) -> Mount | None:
@@ -168,6 +171,11 @@ def _parse(line: str) -> Mount:
         fs_type=fs_type,
         source=_unescape(source),
     )
+
+
+def _escape(text: str) -> str:
+    """As the kernel writes a path (show_mountinfo): what separates fields and lines, and the backslash, in octal."""
+    return _SPECIAL.sub(lambda match: f"\\{ord(match[0]):03o}", text)
 
 
 def _unescape(text: str) -> str:

@@ -216,6 +216,10 @@ class Ledger:
         self._connection.execute("UPDATE volume SET state = ? WHERE device_id = ?", (state, volume.device_id))
         return volume.with_state(state)
 
+    def count_uses(self, volume: Volume, uses: int) -> None:
+        """Write how many count on a volume's mount, which is all that has changed."""
+        self._connection.execute("UPDATE volume SET uses = ? WHERE device_id = ?", (uses, volume.device_id))
+
     def cap_uses(self, most: int) -> None:
         """Let no volume count more uses than this."""
         self._connection.execute("UPDATE volume SET uses = min(uses, ?)", (most,))

@@ -26,9 +26,10 @@ class Mounter:
 
         `options` come after those of the file system and of dm.mountopt. Raises InUse for another mount there.
         """
-        if any(entry.target == str(target) for entry in mount.of_device(info.dev)):
+        there = mount.at(target)
+        if any(entry.dev == info.dev for entry in there):
             return
-        if mount.is_mounted(target):
+        if there:
             raise InUse(f"something else is mounted at {target}", hint="choose another folder")
         made = self._make_folder(target)
         try:

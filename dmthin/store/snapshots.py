@@ -330,7 +330,7 @@ class Snapshots:
 
     def _count(self, volume: Volume, uses: int) -> None:
         with self._ledger.transaction(f"use {volume.name}", durable=False):
-            self._ledger.save(replace(volume, uses=uses))
+            self._ledger.count_uses(volume, uses)
 
 
 def _users(info: DeviceInfo) -> str:

@@ -66,7 +66,7 @@ class Engine:
     def __init__(self, driver: str, timings: Timings) -> None:
         options = () if driver == NONE else POOL
         self.driver = driver
-        self.docker = Docker(SCRATCH / f"bench-{driver}", driver, *options)
+        self.docker = Docker(SCRATCH / f"bench-{driver}", driver, *options, verbose=False)
         self.docker.start()
         self._api = Api(self.docker.socket)
         self._timings = timings

@@ -71,13 +71,13 @@ def test_mount_with_options(disk: Disk, place: Path) -> None:
         assert (entry.target, entry.root, entry.fs_type, entry.source) == (str(place), "/", "ext4", str(disk.node))
         assert set(entry.options.split(",")) >= {"ro", "noatime", "nodev"}
         assert entry in mount.table()
-        assert mount.is_mounted(place)
+        assert mount.at(place)
         with pytest.raises(OSError, match="Read-only"):
             (place / "file").touch()
     finally:
         mount.unmount(place)
     assert mount.of_device(device_number(disk)) == []
-    assert not mount.is_mounted(place)
+    assert not mount.at(place)
 
 
 def test_what_cannot_be_mounted(disk: Disk, place: Path) -> None:
@@ -106,7 +106,7 @@ def test_lazy_unmount_leaves_it_to_the_last_user(dm: IoctlDeviceMapper, disk: Di
     mount.mount(str(disk.node), place, "ext4")
     with (place / "file").open("w") as file:
         mount.unmount(place, lazy=True)
-        assert not mount.is_mounted(place)
+        assert not mount.at(place)
         file.write("still here")
         with pytest.raises(InUse):
             dm.remove(disk.name)
@@ -153,7 +153,7 @@ def test_places_with_odd_characters(place: Path, name: bytes) -> None:
         (entry,) = mount.under(place)
         assert entry.target == str(target)
         assert entry.source == "a source"
-        assert mount.is_mounted(target)
+        assert mount.at(target)
         assert Path(entry.target).is_mount()
     finally:
         mount.unmount(target)
@@ -177,7 +177,7 @@ def test_mounts_below_a_folder_come_innermost_first(place: Path) -> None:
     assert [entry.source for entry in mount.under(place)] == ["new", "old", "outer"]
     for entry in mount.under(place):
         mount.unmount(Path(entry.target))
-    assert mount.is_mounted(beside)
+    assert mount.at(beside)
     mount.unmount(beside)
 
 

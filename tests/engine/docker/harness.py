@@ -16,9 +16,12 @@ PLUGINS = Path("/run/docker/plugins")
 
 
 class Docker:
-    """One dockerd with its data root, its dmthin and its command line. `driver` names the plugin's socket."""
+    """One dockerd with its data root, its dmthin and its command line. `driver` names the plugin's socket.
 
-    def __init__(self, folder: Path, driver: str = "dmthin", *options: str) -> None:
+    A dmthin that is `verbose` logs each call.
+    """
+
+    def __init__(self, folder: Path, driver: str = "dmthin", *options: str, verbose: bool = True) -> None:
         self.folder = folder
         self.data_root = folder / "docker"
         self.home = self.data_root / driver
@@ -27,7 +30,8 @@ class Docker:
         self.socket = Path(f"/run/{folder.name}.sock")
         folder.mkdir(parents=True, exist_ok=True)
         self.data_root.mkdir(exist_ok=True)
-        self.dmthin = Daemon(folder / "dmthin.log", "dmthin", "serve", "--docker", str(self.plugin), "-v")
+        words = ("serve", "--docker", str(self.plugin), *(["-v"] if verbose else []))
+        self.dmthin = Daemon(folder / "dmthin.log", "dmthin", *words)
         self.options = options
         self.dockerd = Daemon(folder / "dockerd.log", *self._dockerd_line())
 
