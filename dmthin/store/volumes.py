@@ -52,6 +52,7 @@ class Volumes:
         self._dm = dm
         self._options = options
         self._change = change
+        self._names = ledger.store()  # for the names of devices, which a store never changes
         self._mounter = Mounter(layout, options)
         self._keys = Keys(ledger)
 
@@ -207,8 +208,7 @@ class Volumes:
 
     def info(self, volume: Volume) -> DeviceInfo | None:
         """The kernel's view of a volume, None while it is not active."""
-        record = self._ledger.store()
-        name, uuid = record.device_name(volume.device_id), record.device_uuid(volume.device_id)
+        name, uuid = self._names.device_name(volume.device_id), self._names.device_uuid(volume.device_id)
         try:
             info = self._dm.info(name)
         except NotFound:
