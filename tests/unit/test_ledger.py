@@ -116,19 +116,22 @@ class Disk:
     def __init__(self, folder: Path, copies: Path) -> None:
         self._folder = folder
         self._copies = copies
+        self._newest = copies
         self.syncs = 0
 
     def sync(self, path: Path) -> None:
         """Takes the place of `block.sync_data`."""
         self.syncs += 1
         assert path == self._folder / "ledger.db-wal"
-        self._copies.mkdir(exist_ok=True)
+        copy = self._copies / str(self.syncs)  # apart, since others may be reading the one before
+        copy.mkdir(parents=True)
         for name in ("ledger.db", "ledger.db-wal"):
-            shutil.copy(self._folder / name, self._copies / name)
+            shutil.copy(self._folder / name, copy / name)
+        self._newest = copy
 
     def names(self) -> list[str]:
         """The volumes of what is left."""
-        left = Ledger(self._copies / "ledger.db")
+        left = Ledger(self._newest / "ledger.db")
         names = [volume.name for volume in left.volumes()]
         left.close()
         return names
