@@ -111,6 +111,7 @@ def test_usage_of_new_snapshots_reads_no_mappings(
         return usage(pools)
 
     monkeypatch.setattr(Pools, "usage", counted)
+    monkeypatch.setattr(counting, "_LEAST_SECONDS", 1000)
     counter = UsageCounter(store)
 
     def used(key: str, parent: str, *names: str) -> int:
