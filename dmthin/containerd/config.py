@@ -55,10 +55,11 @@ def opened(plans: Iterable[SnapshotterPlan], options: Iterable[str]) -> Iterator
             root = plan.root.absolute().resolve()
             if root not in stores:
                 store = stack.enter_context(ensure_store(root, options))
-                behind = Behind("containerd")
-                stack.callback(behind.close)
+                behind, counting = Behind("containerd"), Behind("usage")
+                for work in (behind, counting):
+                    stack.callback(work.close)
                 store.snapshots.behind = behind
-                stores[root] = store, UsageCounter(store)
+                stores[root] = store, UsageCounter(store, counting)
                 with suppress(DmthinError):
                     store.pool.activate()
                     store.snapshots.deactivate_idle(Kind.IMAGE)

@@ -8,7 +8,6 @@ parent maps. A committed snapshot is counted once.
 import os
 import threading
 import time
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,6 +17,7 @@ from dmthin.kernel import mount
 from dmthin.kernel.thin import ThinStatus
 from dmthin.pool import filesystem
 from dmthin.pool.metadata import Usage
+from dmthin.store.behind import AtOnce, Later
 from dmthin.store.model import Kind, Snapshot, SnapshotKind, State, Volume
 from dmthin.store.store import Store
 
@@ -62,8 +62,10 @@ class _Counted:
 class UsageCounter:
     """The use of one store's snapshots. Threads may share it."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, behind: Later | None = None) -> None:
+        """`behind` counts behind the caller, and need not be quick."""
         self._store = store
+        self._behind = behind or AtOnce()
         self._block_size = store.ledger.store().block_size
         self._counting = threading.Lock()
         self._counted = _Counted(float("-inf"), 0, {}, frozenset())
@@ -99,10 +101,13 @@ class UsageCounter:
         then = self._then(snapshot.volume, is_active=info is not None)
         blocks = then.exclusive_blocks
         if info is not None:
-            with suppress(NotFound):
+            try:
                 mapped = ThinStatus.parse(self._store.dm.status(info.name)).mapped
-                if mapped is not None:
-                    blocks += mapped // self._block_size - then.exclusive_blocks - then.shared_blocks
+            except NotFound:  # its device has gone just now
+                mapped = None
+                blocks = self._then(snapshot.volume, is_active=False).exclusive_blocks
+            if mapped is not None:
+                blocks += mapped // self._block_size - then.exclusive_blocks - then.shared_blocks
         return max(0, blocks) * self._block_size
 
     def _then(self, volume: Volume, *, is_active: bool) -> Usage:
@@ -111,12 +116,12 @@ class UsageCounter:
         with self._counting:
             then = self._counted.of(volume, is_active=is_active)
             if then is None or self._counted.served > _OLDEST:
-                self._counted = self._count()
-                then = self._counted.blocks.get(volume.device_id, Usage(0, 0))
+                self._counted = counted = self._count()
+                then = counted.blocks.get(volume.device_id, Usage(0, 0))
             elif self._counted.served > 1 and not self._is_renewed:
                 renew = self._is_renewed = True
         if renew:
-            self._store.snapshots.behind.later(0, self._renew)
+            self._behind.later(0, self._renew)
         return then
 
     def _count(self) -> _Counted:
@@ -133,7 +138,10 @@ class UsageCounter:
     def _renew(self) -> None:
         """Count again, while those who ask get what was counted before."""
         try:
-            self._counted = self._count()
+            counted = self._count()
+            with self._counting:
+                if counted.at > self._counted.at:
+                    self._counted = counted
         finally:
             self._is_renewed = False
 

@@ -16,7 +16,7 @@ from dmthin.failpoint import step
 from dmthin.kernel import dmabi
 from dmthin.kernel.devicemapper import DeviceInfo, DeviceName, Target, UdevRules, Version, check_name, check_uuid
 from dmthin.kernel.dmabi import Flag, Header, Request
-from dmthin.kernel.dmerrors import NO_DEVICE_MAPPER, KernelInvalid, translate
+from dmthin.kernel.dmerrors import NO_DEVICE_MAPPER, translate
 
 CONTROL = "/dev/mapper/control"
 _BUFFER = 1024
@@ -92,13 +92,7 @@ class IoctlDeviceMapper:
     def resume(self, name: str, *, flush: bool = True, lock_fs: bool = True) -> DeviceInfo:
         with step(f"dm resume {name}"):
             flags = _quiesce_flags(flush, lock_fs)
-            try:
-                return self._call(Request.SUSPEND, "resume", name, flags=flags, event=self._event)[0].info()
-            except KernelInvalid:
-                # Between the kernel's look and its deed another has resumed it (dm_resume), which will do.
-                if (info := self.info(name)).suspended or not info.live_table:
-                    raise
-                return info
+            return self._call(Request.SUSPEND, "resume", name, flags=flags, event=self._event)[0].info()
 
     def message(self, name: str, text: str, sector: int = 0) -> str:
         payload = dmabi.pack_message(text, sector)

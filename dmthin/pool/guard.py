@@ -15,10 +15,13 @@ from typing import NoReturn, Self
 
 from dmthin import failpoint
 from dmthin.errors import DmthinError, KernelError, NotFound, TimeLimit
+from dmthin.kernel.devicemapper import DeviceInfo, DeviceMapper
+from dmthin.kernel.dmerrors import KernelInvalid
 from dmthin.kernel.dmioctl import IoctlDeviceMapper
 
 _SUSPEND_SECONDS = 10.0
 _END_SECONDS = 2.0
+_INTERRUPTED_EVERY_SECONDS = 0.02
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
@@ -52,9 +55,8 @@ class Guard:
         try:
             self._await_suspend(ready_read)
         except BaseException:
-            os.kill(self._pid, signal.SIGKILL)
-            self._finish()
-            self._resume()
+            if self._finish(interrupt=True):
+                self._resume()
             raise
         finally:
             os.close(ready_read)
@@ -76,25 +78,44 @@ class Guard:
         if answer != "suspended":
             raise KernelError(answer or f"the guard of {self._name} died")
 
-    def _finish(self) -> int:
-        """Let the guard go, and wait for it; its exit status, which is not 0 if it was killed.
+    def _finish(self, *, interrupt: bool = False) -> int:
+        """Let the guard go, and wait for it; its exit status, which is not 0 if it did not resume the device.
 
-        A guard whose suspend takes no signal, because the file system's freeze waits for a full pool, is left behind:
-        it resumes the device as soon as the kernel lets it.
+        `interrupt` ends a suspend that waits. One that takes no signal, because the file system's freeze waits for a
+        full pool, is left behind with its guard, which resumes the device as soon as the kernel lets it.
         """
         os.close(self._hold)
         deadline = time.monotonic() + _END_SECONDS
         while time.monotonic() < deadline:
+            if interrupt:
+                os.kill(self._pid, signal.SIGTERM)
             pid, status = os.waitpid(self._pid, os.WNOHANG)
             if pid:
                 return status
-            time.sleep(0.0005)
+            time.sleep(_INTERRUPTED_EVERY_SECONDS if interrupt else 0.0005)
         return 0
 
     def _resume(self) -> None:
         """Should the guard have been killed after its suspend."""
         with IoctlDeviceMapper() as dm, suppress(NotFound):
-            dm.resume(self._name)
+            resume(dm, self._name)
+
+
+def resume(dm: DeviceMapper, name: str) -> DeviceInfo:
+    """Resume a suspended device, which a guard whose manager died may do at the same moment.
+
+    The kernel then refuses the later one (dm_resume: EINVAL), which has what it wanted.
+    """
+    try:
+        return dm.resume(name)
+    except KernelInvalid:
+        if (info := dm.info(name)).suspended:
+            raise
+        return info
+
+
+def _interrupted(*_: object) -> None:
+    """A signal ends a suspend that waits, and not the guard, which alone can undo one that came about all the same."""
 
 
 def _guard(name: str, ready: int, hold: int, keep: int) -> NoReturn:
@@ -103,6 +124,7 @@ def _guard(name: str, ready: int, hold: int, keep: int) -> NoReturn:
     It keeps none of the manager's other descriptors: the locks among them would outlive their holder, and the pipes to
     other guards would hold those.
     """
+    status = 1
     try:
         for entry in list(Path("/proc/self/fd").iterdir()):
             if int(entry.name) not in (0, 1, 2, ready, hold, keep):
@@ -111,18 +133,20 @@ def _guard(name: str, ready: int, hold: int, keep: int) -> NoReturn:
         failpoint.arm(0)
         os.setsid()
         for number in _SIGNALS:
-            signal.signal(number, signal.SIG_DFL)
+            signal.signal(number, _interrupted)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
         with IoctlDeviceMapper() as dm:
             try:
                 dm.suspend(name)
             except DmthinError as error:
+                status = 0
                 os.write(ready, str(error).encode()[:4096])
-                os._exit(1)
+                os._exit(status)
             try:
                 os.write(ready, b"suspended")
                 os.read(hold, 1)
             finally:
                 dm.resume(name)
+                status = 0
     finally:
-        os._exit(0)
+        os._exit(status)

@@ -11,7 +11,7 @@ from dmthin.errors import AlreadyExists, InUse, KernelError, NotFound
 from dmthin.kernel import block, holders
 from dmthin.kernel.devicemapper import DeviceInfo, DeviceMapper
 from dmthin.kernel.thin import ThinStatus, ThinTable
-from dmthin.pool.guard import Guard
+from dmthin.pool.guard import Guard, resume
 from dmthin.pool.thinpool import ThinPool
 
 _BUSY_ATTEMPTS = 5
@@ -56,7 +56,7 @@ class ThinVolume:
             self._dm.cancel_deferred_remove(self.name)
             info = self._dm.info(self.name)
         if info.live_table and ThinTable.parse(self._dm.table(self.name)).size == self.size:
-            return self._dm.resume(self.name) if info.suspended else info
+            return resume(self._dm, self.name) if info.suspended else info
         self._dm.load(self.name, table, read_only=read_only)
         return self._dm.resume(self.name)
 
@@ -103,11 +103,6 @@ class ThinVolume:
                         return
                     raise
 
-    def is_in_use(self) -> bool:
-        """Whether somebody has the volume open, or has suspended it: without that there is no I/O to be held."""
-        info = self.info()
-        return info is not None and (info.open_count > 0 or info.suspended)
-
     @contextmanager
     def quiesced(self, keep: int = -1) -> Iterator[None]:
         """Hold the volume's I/O, its file system consistent on the disk, while a snapshot is taken of it.
@@ -117,7 +112,7 @@ class ThinVolume:
         until it has. Those who may quiesce one volume at the same time take turns by a lock of their own.
         """
         with ExitStack() as held:
-            if self.is_in_use():
+            if (info := self.info()) and (info.open_count or info.suspended):
                 self.pool.require_data_space(0)
                 try:
                     held.enter_context(Guard(self.name, keep))

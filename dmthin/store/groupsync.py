@@ -14,6 +14,8 @@ class GroupSync:
         self._path = path
         self._disk = threading.Lock()
         self._next = _Round()
+        self.has_failed = False
+        """Whether a sync has failed: what it was to write may be lost, whatever a later one says (fsync(2), EIO)."""
 
     def wait(self) -> None:
         """Return once everything that this thread has written to the file is on the disk.
@@ -25,6 +27,7 @@ class GroupSync:
             if not mine.is_over:
                 self._next = _Round()
                 mine.run(self._path)
+                self.has_failed = self.has_failed or mine.failure is not None
         if mine.failure is not None:
             raise mine.failure
 

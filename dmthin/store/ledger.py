@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from dmthin.errors import AlreadyExists, DmthinError, InUse, KernelError, NoMetadataSpace, NotFound
+from dmthin.errors import AlreadyExists, DmthinError, InUse, KernelError, NoMetadataSpace, NotFound, TimeLimit
 from dmthin.failpoint import step
 from dmthin.kernel import block
 from dmthin.kernel.thin import MAX_DEVICE_ID
@@ -70,11 +70,14 @@ class Ledger:
         """Everything inside, durably, or nothing; no other writer meanwhile. `name` says what for.
 
         Without `durable` it outlives this process but not a power cut, and costs no sync: enough for what a power cut
-        ends too, such as mounts. Others see what was committed at once; the sync is one for all threads that wait.
+        ends too, such as mounts. Others see what was committed at once, before the sync, which is one for all threads
+        that wait. Where the disk fails that, it is an error although the change is done.
         """
         connection = self._connection
         try:
             with self._writing:  # threads queue here: SQLite would let them sleep and look again
+                if durable and self._log.has_failed:
+                    self._rewrite_log()
                 connection.execute("BEGIN IMMEDIATE")
                 try:
                     yield
@@ -88,6 +91,17 @@ class Ledger:
             raise schema.failure(error, self._path) from None
         if durable:
             self._log.wait()
+
+    def harden(self) -> None:
+        """Make durable what others have committed, who may have died before they did: to act on it outside of here."""
+        self._log.wait()
+
+    def _rewrite_log(self) -> None:
+        """Bring what a failed sync may have lost to the disk by another way: into the database, and sync that."""
+        busy, *_ = self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        if busy:
+            raise TimeLimit(f"the ledger {self._path} could not be written out again", hint="try again")
+        self._log.has_failed = False
 
     def store(self) -> StoreRecord:
         """The store's own record. Raises NotFound while it is being made."""

@@ -2,7 +2,7 @@
 
 They die with their holder, so there is nothing to clean up. Byte 1 stands for the pool, which every change of a volume
 shares and every change of the pool itself has alone; byte VOLUME + N stands for the volume with device id N, byte
-REST + N for its being held at rest. Order: volumes, the pool, rest; while the pool is held, a volume's lock may only be
+REST + N for its being held at rest. Order: volumes, rest, the pool; while the pool is held, a volume's lock may only be
 tried.
 """
 
@@ -10,11 +10,12 @@ import errno
 import fcntl
 import os
 import struct
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from dmthin.errors import NotFound
+from dmthin.errors import NotFound, TimeLimit
 from dmthin.kernel.block import os_failure
 
 _F_OFD_SETLK = 37
@@ -29,22 +30,30 @@ _VOLUME = 16
 _REST = 1 << 25
 """Above all volumes: a device id has 24 bits."""
 
+_REST_SECONDS = 30.0
+_REST_PAUSE_SECONDS = 0.005
+
 
 class Lock:
-    """A lock on an open file of its own; `release` may be called twice."""
+    """A lock on an open file of its own; `release` may be called twice.
 
-    def __init__(self, fd: int, held: set[int], offset: int) -> None:
+    One that is `inherited` goes only with the last process that has the file open.
+    """
+
+    def __init__(self, fd: int, held: set[int], offset: int, *, inherited: bool = False) -> None:
         self.fd = fd
         self._held = held
         self.offset = offset
+        self._inherited = inherited
 
     def release(self) -> None:
         """Give the lock back."""
         if self.fd >= 0:
             self._held.discard(self.offset)
             # A child that was forked meanwhile has the same open file description, and closing ours would not do.
-            with suppress(OSError):
-                fcntl.fcntl(self.fd, _F_OFD_SETLK, _FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, 0, 0, 0))
+            if not self._inherited:
+                with suppress(OSError):
+                    fcntl.fcntl(self.fd, _F_OFD_SETLK, _FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, 0, 0, 0))
             os.close(self.fd)
             self.fd = -1
 
@@ -94,8 +103,20 @@ class Locks:
         return self._note(lock) if lock else None
 
     def rest(self, device_id: int) -> Lock:
-        """Wait for the right to suspend and resume a volume's device, which those who share its lock need in turn."""
-        return self._take(_REST + device_id)
+        """Wait for the right to suspend and resume a volume's device, which those who share its lock take in turn.
+
+        Whoever inherits the lock's descriptor has the lock as well. Raises TimeLimit after half a minute: who has it
+        may wait for space in the pool, and for who gives it some.
+        """
+        deadline = time.monotonic() + _REST_SECONDS
+        while (lock := self._try(_REST + device_id, inherited=True)) is None:
+            if time.monotonic() > deadline:
+                raise TimeLimit(
+                    f"the volume with device id {device_id} has been suspended for more than {_REST_SECONDS:g} s",
+                    hint="see: dmthin pool status",
+                )
+            time.sleep(_REST_PAUSE_SECONDS)
+        return lock
 
     def metadata_snapshot(self) -> Lock:
         """Wait for the right to the pool's one metadata snapshot."""
@@ -117,8 +138,8 @@ class Locks:
                 raise
             lock.release()
 
-    def _try(self, offset: int) -> Lock | None:
-        lock = Lock(self._open(), self._held, offset)
+    def _try(self, offset: int, *, inherited: bool = False) -> Lock | None:
+        lock = Lock(self._open(), self._held, offset, inherited=inherited)
         try:
             fcntl.fcntl(lock.fd, _F_OFD_SETLK, _request(offset, shared=False))
         except OSError as error:

@@ -60,6 +60,7 @@ class PoolKeeper:
         This is the first step of every change that finds the pool not in order, a reboot included.
         """
         record = self._ledger.store()
+        self._ledger.harden()
         if record.state is not StoreState.READY:
             self.demolish(record)
             raise NotFound(f"{self._layout.root} is no store any more", hint="make one with: dmthin pool create")

@@ -112,6 +112,7 @@ def require_current(connection: sqlite3.Connection, path: Path) -> None:
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     if application != _APPLICATION_ID:
         raise NotFound(f"{path} is not a ledger of dmthin", hint="choose another --root")
+    connection.execute("PRAGMA journal_mode = WAL")  # one that was copied by VACUUM INTO or a dump has lost it
     if version > SCHEMA_VERSION:
         raise Unavailable(
             f"{path.parent} was made by a newer dmthin (schema {version}, this one knows {SCHEMA_VERSION})",
@@ -127,7 +128,7 @@ def files(path: Path) -> tuple[Path, ...]:
 
 
 def log(path: Path) -> Path:
-    """The file that commits are appended to, there while a connection is open that has written."""
+    """The file that commits are appended to, there while a connection is open that has read or written."""
     return path.with_name(f"{path.name}-wal")
 
 

@@ -5,6 +5,7 @@ from contextlib import suppress
 
 from dmthin.errors import DmthinError, NotFound
 from dmthin.kernel.devicemapper import DeviceMapper
+from dmthin.pool.guard import resume
 from dmthin.store.change import ActivePool
 from dmthin.store.ledger import Ledger
 from dmthin.store.locks import Locks
@@ -44,6 +45,7 @@ class Sweeper:
                 if self._waits_for_its_user(pool, now):
                     continue
                 try:
+                    self._ledger.harden()  # else a power cut might bring back what the pool has no more
                     if now.state is State.MAKING:
                         self._resume_abandoned(pool)
                     # What was being made is free in a moment, when its maker's programs have died too; what is being
@@ -75,7 +77,7 @@ class Sweeper:
                 continue
             if lock := self._locks.try_volume(volume.device_id):
                 with lock, suppress(NotFound):
-                    self._dm.resume(info.name)
+                    resume(self._dm, info.name)
 
     def _waits_for_its_user(self, pool: ActivePool, volume: Volume) -> bool:
         """Whether a volume is removed but for a device that somebody has open still, as one quick look tells."""

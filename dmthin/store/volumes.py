@@ -6,7 +6,7 @@ the result. An intent whose lock is free was left by a process that died, and `S
 
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,7 +28,7 @@ from dmthin.store.change import ActivePool, Change, Made, Record, no_record
 from dmthin.store.keys import Keys
 from dmthin.store.layout import Layout
 from dmthin.store.ledger import Ledger
-from dmthin.store.locks import Locks
+from dmthin.store.locks import Lock, Locks
 from dmthin.store.model import NewVolume, State, StoreRecord, Volume
 from dmthin.store.mounter import Mounter
 from dmthin.store.options import StorageOptions
@@ -70,10 +70,11 @@ class Volumes:
         The block device comes after the last commit: what udevd has to do about it then holds up nobody who waits
         for that.
         """
-        with ExitStack() as held, self._change() as pool:
+        origin = origin or new.parent
+        with self._turn(origin) as turn, ExitStack() as held, self._change() as pool:
             volume = self._begin(pool, held, new)
             with self._ending_on_failure(volume, pool):
-                self._create(pool, volume, origin or new.parent)
+                self._create(pool, volume, origin, turn)
                 self._finish(volume, record)
             volume = volume.with_state(State.READY)
             return Made(volume, self._activate_made(pool, volume) if activate else None)
@@ -90,10 +91,10 @@ class Volumes:
         Raises AlreadyExists (the name), NotFound (the parent is gone), NoDataSpace.
         """
         with ExitStack() as held:
-            with self._change() as pool:
+            with self._turn(new.parent) as turn, self._change() as pool:
                 volume = self._begin(pool, held, new)
                 with self._ending_on_failure(volume, pool):
-                    self._create(pool, volume, new.parent)
+                    self._create(pool, volume, new.parent, turn)
                     if activate:
                         self._activate(pool, volume)
             with self._ending_on_failure(volume):
@@ -308,9 +309,12 @@ class Volumes:
         self._keys.forget(doomed)
         return doomed
 
-    def _create(self, pool: ActivePool, volume: Volume, origin: Volume | None) -> None:
-        """Send the pool's message. A device id that is there already is not ours, so only its record goes again."""
-        with self._at_rest(pool, origin) if origin else nullcontext():
+    def _create(self, pool: ActivePool, volume: Volume, origin: Volume | None, turn: Lock | None) -> None:
+        """Send the pool's message, the origin at rest if we have the `turn`.
+
+        A device id that is there already is not ours, so only its record goes again.
+        """
+        with self.thin(pool, origin).quiesced(turn.fd) if origin and turn else nullcontext():
             try:
                 if origin is None:
                     pool.thin.create_thin(volume.device_id)
@@ -324,15 +328,15 @@ class Volumes:
                     hint="the ledger was restored from an old copy, or another program has changed the pool",
                 ) from None
 
-    @contextmanager
-    def _at_rest(self, pool: ActivePool, origin: Volume) -> Iterator[None]:
-        """Hold the I/O of a volume that is in use, and let nobody else who shares it resume it meanwhile."""
-        thin = self.thin(pool, origin)
-        if not thin.is_in_use():
-            yield
-            return
-        with self._locks.rest(origin.device_id) as lock, thin.quiesced(lock.fd):
-            yield
+    def _turn(self, origin: Volume | None) -> AbstractContextManager[Lock | None]:
+        """Our turn to hold the I/O of a volume in use, which others who share it may want too; None if it has none.
+
+        To be waited for before the pool is shared: whoever is to give it space must not wait for us.
+        """
+        info = self.info(origin) if origin else None
+        if origin is None or info is None or not (info.open_count or info.suspended):
+            return nullcontext()
+        return self._locks.rest(origin.device_id)
 
     @contextmanager
     def _ending_on_failure(self, volume: Volume, pool: ActivePool | None = None) -> Iterator[None]:

@@ -12,7 +12,9 @@ import psutil
 import pytest
 
 from dmthin.pool.thinpool import ThinPool
-from dmthin.store.model import Kind
+from dmthin.store.groupsync import GroupSync
+from dmthin.store.locks import Lock, Locks
+from dmthin.store.model import Kind, State
 from dmthin.store.store import Store
 from dmthin.units import GIB
 from tests.kernel.conftest import check_store
@@ -105,24 +107,75 @@ def test_the_origin_of_a_killed_snapshot_goes_on_before_the_next_has_it(
         guard.suspend()  # so that it is late
         os.kill(os.getpid(), signal.SIGKILL)
 
+    store.ledger.close()
     pid = os.fork()
     if not pid:
-        monkeypatch.setattr(ThinPool, "create_snap", die)
-        with Store(store.layout.root) as mine:
-            mine.snapshots.create("cut", Kind.CONTAINER, origin)
+        try:
+            monkeypatch.setattr(ThinPool, "create_snap", die)
+            with Store(store.layout.root) as mine:
+                mine.snapshots.create("cut", Kind.CONTAINER, origin)
+        finally:
+            os._exit(1)
     assert os.waitpid(pid, 0)[1] == signal.SIGKILL
     guard = int((store.layout.root.parent / "guard").read_text())
+    rest, waiting = Locks.rest, threading.Event()
+
+    def announced(locks: Locks, device_id: int) -> Lock:
+        waiting.set()
+        return rest(locks, device_id)
+
+    monkeypatch.setattr(Locks, "rest", announced)
     following = threading.Thread(target=lambda: store.snapshots.create("next", Kind.CONTAINER, origin))
     following.start()
-    following.join(0.5)
-    info = store.volumes.info(origin)
-    assert info is not None
-    assert info.suspended
-    assert following.is_alive()
-    os.kill(guard, signal.SIGCONT)
-    following.join()
+    try:
+        waiting.wait()
+        following.join(0.5)
+        info = store.volumes.info(origin)
+        assert info is not None
+        assert info.suspended
+        assert following.is_alive()
+        assert store.ledger.find("next") is None
+        store.pool.extend(data_size=5 * GIB)  # who waits for its turn keeps nobody from giving the pool space
+    finally:
+        os.kill(guard, signal.SIGCONT)
+        following.join()
     assert store.ledger.ready("next")
     store.containers.unmount("origin")
+    check_store(store)
+
+
+def test_a_removal_that_was_only_committed_is_synced_before_the_pool_hears_of_it(
+    store: Store, image: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a power cut would bring back the record of a volume that the pool has no more."""
+    store.containers.create(image, "web")
+    store.ledger.close()
+    pid = os.fork()
+    if not pid:
+        try:
+            with Store(store.layout.root) as mine:
+                monkeypatch.setattr(GroupSync, "wait", lambda _: os.kill(os.getpid(), signal.SIGKILL))
+                mine.containers.remove("web")
+        finally:
+            os._exit(1)
+    assert os.waitpid(pid, 0)[1] == signal.SIGKILL
+    assert [volume.state for volume in store.ledger.unfinished()] == [State.REMOVING]
+    wait, delete = GroupSync.wait, ThinPool.delete
+    order: list[str] = []
+
+    def noted_wait(log: GroupSync) -> None:
+        order.append("sync")
+        wait(log)
+
+    def noted_delete(pool: ThinPool, device_id: int) -> bool:
+        order.append("delete")
+        return delete(pool, device_id)
+
+    monkeypatch.setattr(GroupSync, "wait", noted_wait)
+    monkeypatch.setattr(ThinPool, "delete", noted_delete)
+    store.pool.activate()
+    assert order == ["sync", "delete"]
+    assert store.ledger.unfinished() == []
     check_store(store)
 
 
