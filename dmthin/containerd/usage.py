@@ -17,7 +17,7 @@ from dmthin.kernel import mount
 from dmthin.kernel.thin import ThinStatus
 from dmthin.pool import filesystem
 from dmthin.pool.metadata import Usage
-from dmthin.store.behind import AtOnce, Later
+from dmthin.store.behind import Later
 from dmthin.store.model import Kind, Snapshot, SnapshotKind, State, Volume
 from dmthin.store.store import Store
 
@@ -62,10 +62,10 @@ class _Counted:
 class UsageCounter:
     """The use of one store's snapshots. Threads may share it."""
 
-    def __init__(self, store: Store, behind: Later | None = None) -> None:
+    def __init__(self, store: Store, behind: Later) -> None:
         """`behind` counts behind the caller, and need not be quick."""
         self._store = store
-        self._behind = behind or AtOnce()
+        self._behind = behind
         self._block_size = store.ledger.store().block_size
         self._counting = threading.Lock()
         self._counted = _Counted(float("-inf"), 0, {}, frozenset())
@@ -97,18 +97,20 @@ class UsageCounter:
 
     def _exclusive(self, snapshot: Snapshot) -> int:
         """The bytes that only this volume maps: as of the last count, and what it has mapped since."""
-        info = self._store.volumes.info(snapshot.volume)
-        then = self._then(snapshot.volume, is_active=info is not None)
-        blocks = then.exclusive_blocks
-        if info is not None:
-            try:
-                mapped = ThinStatus.parse(self._store.dm.status(info.name)).mapped
-            except NotFound:  # its device has gone just now
-                mapped = None
-                blocks = self._then(snapshot.volume, is_active=False).exclusive_blocks
-            if mapped is not None:
-                blocks += mapped // self._block_size - then.exclusive_blocks - then.shared_blocks
+        mapped = self._mapped(snapshot.volume)
+        then = self._then(snapshot.volume, is_active=mapped is not None)
+        blocks = then.exclusive_blocks if mapped is None else mapped - then.shared_blocks
         return max(0, blocks) * self._block_size
+
+    def _mapped(self, volume: Volume) -> int | None:
+        """The blocks that a volume maps now; None while it is not active, or if the kernel does not know."""
+        if (info := self._store.volumes.info(volume)) is None:
+            return None
+        try:
+            mapped = ThinStatus.parse(self._store.dm.status(info.name)).mapped
+        except NotFound:  # its device has gone just now
+            return None
+        return None if mapped is None else mapped // self._block_size
 
     def _then(self, volume: Volume, *, is_active: bool) -> Usage:
         """What a volume mapped at the time of a count that is not too old."""

@@ -62,6 +62,11 @@ class DeviceInfo:
     deferred_remove: bool
 
     @property
+    def in_use(self) -> bool:
+        """Whether somebody has the device open or has suspended it: without that there is no I/O to be held."""
+        return self.open_count > 0 or self.suspended
+
+    @property
     def minor(self) -> int:
         """The number N of /dev/dm-N."""
         return os.minor(self.dev)

@@ -112,7 +112,7 @@ class ThinVolume:
         until it has. Those who may quiesce one volume at the same time take turns by a lock of their own.
         """
         with ExitStack() as held:
-            if (info := self.info()) and (info.open_count or info.suspended):
+            if (info := self.info()) and info.in_use:
                 self.pool.require_data_space(0)
                 try:
                     held.enter_context(Guard(self.name, keep))

@@ -14,6 +14,7 @@ from dmthin.kernel.devicemapper import DeviceInfo, DeviceMapper
 from dmthin.kernel.thin import MAX_METADATA_SIZE, PoolMode, PoolStatus, PoolTable
 from dmthin.pool import metadata, spacemap
 from dmthin.pool.backing import Backing
+from dmthin.pool.guard import resume
 from dmthin.pool.thinpool import ThinPool
 from dmthin.store.layout import Layout
 from dmthin.store.ledger import Ledger
@@ -196,7 +197,7 @@ class PoolKeeper:
         was_up = pool.is_active()
         info = self._foreign(pool) if record.pool else self._bring_up(pool, record)
         if info.suspended:
-            self._dm.resume(pool.name)
+            resume(self._dm, pool.name)
         try:
             record = self._move_generation(pool, record)
         except BaseException:

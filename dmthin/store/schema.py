@@ -112,12 +112,12 @@ def require_current(connection: sqlite3.Connection, path: Path) -> None:
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     if application != _APPLICATION_ID:
         raise NotFound(f"{path} is not a ledger of dmthin", hint="choose another --root")
-    connection.execute("PRAGMA journal_mode = WAL")  # one that was copied by VACUUM INTO or a dump has lost it
     if version > SCHEMA_VERSION:
         raise Unavailable(
             f"{path.parent} was made by a newer dmthin (schema {version}, this one knows {SCHEMA_VERSION})",
             hint="upgrade dmthin",
         )
+    connection.execute("PRAGMA journal_mode = WAL")  # one that was copied by VACUUM INTO or a dump has lost it
     if version < SCHEMA_VERSION:
         _upgrade(connection)
 

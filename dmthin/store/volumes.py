@@ -66,9 +66,8 @@ class Volumes:
     ) -> Made:
         """Make a volume that needs nothing done to it: a snapshot of `origin`, by default its parent, as that is.
 
-        The rest is as for `making`.
         The block device comes after the last commit: what udevd has to do about it then holds up nobody who waits
-        for that.
+        for that. The rest is as for `making`.
         """
         origin = origin or new.parent
         with self._turn(origin) as turn, ExitStack() as held, self._change() as pool:
@@ -209,20 +208,23 @@ class Volumes:
 
     def info(self, volume: Volume) -> DeviceInfo | None:
         """The kernel's view of a volume, None while it is not active."""
-        name, uuid = self._names.device_name(volume.device_id), self._names.device_uuid(volume.device_id)
+        name, uuid = self._name_and_uuid(volume)
         try:
             info = self._dm.info(name)
         except NotFound:
             return None
-        if not f"{uuid}-{self._layout.identity}".startswith(info.uuid):
+        if not uuid.startswith(info.uuid):
             raise AlreadyExists(f"the device {name} is held by another store", hint="use that store")
         return info
 
     def thin(self, pool: ActivePool, volume: Volume) -> ThinVolume:
         """The volume as a device of the pool."""
-        record, number = pool.record, volume.device_id
-        names = (record.device_name(number), f"{record.device_uuid(number)}-{self._layout.identity}")
-        return ThinVolume(pool.thin, number, volume.size, *names, self._dm)
+        return ThinVolume(pool.thin, volume.device_id, volume.size, *self._name_and_uuid(volume), self._dm)
+
+    def _name_and_uuid(self, volume: Volume) -> tuple[str, str]:
+        """What the kernel calls a volume's device."""
+        names, number = self._names, volume.device_id
+        return names.device_name(number), f"{names.device_uuid(number)}-{self._layout.identity}"
 
     def _mount(self, volume: Volume, target: Path) -> Path:
         busy.require_not_open_elsewhere(volume, lambda: self.info(volume))
@@ -333,10 +335,9 @@ class Volumes:
 
         To be waited for before the pool is shared: whoever is to give it space must not wait for us.
         """
-        info = self.info(origin) if origin else None
-        if origin is None or info is None or not (info.open_count or info.suspended):
-            return nullcontext()
-        return self._locks.rest(origin.device_id)
+        if origin and (info := self.info(origin)) and info.in_use:
+            return self._locks.rest(origin.device_id)
+        return nullcontext()
 
     @contextmanager
     def _ending_on_failure(self, volume: Volume, pool: ActivePool | None = None) -> Iterator[None]:

@@ -17,6 +17,8 @@ from dmthin.store.locks import Lock, Locks
 from dmthin.store.model import Kind, State
 from dmthin.store.store import Store
 from dmthin.units import GIB
+from tests.at_once import in_threads
+from tests.kernel import rigs
 from tests.kernel.conftest import check_store
 
 
@@ -39,21 +41,11 @@ def in_processes(root: Path, *actions: Callable[[Store], object]) -> None:
 
 
 def test_fifty_containers_at_once_from_threads(store: Store, image: str) -> None:
-    failures: list[BaseException] = []
-
     def create(number: int) -> None:
-        try:
-            store.containers.create(image, f"c{number}")
-            (store.containers.mount(f"c{number}") / "me").write_text(str(number))
-        except BaseException as error:
-            failures.append(error)
+        store.containers.create(image, f"c{number}")
+        (store.containers.mount(f"c{number}") / "me").write_text(str(number))
 
-    threads = [threading.Thread(target=create, args=(number,)) for number in range(50)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert failures == []
+    in_threads(50, create)
     for number in range(50):
         assert (store.layout.mount_point(f"c{number}") / "me").read_text() == str(number)
 
@@ -65,7 +57,6 @@ def test_snapshots_of_a_mounted_volume_at_once(store: Store, image: str, monkeyp
     origin = store.ledger.ready("origin")
     create_snap = ThinPool.create_snap
     at_rest: list[bool] = []
-    failures: list[BaseException] = []
 
     def create_slowly(pool: ThinPool, device_id: int, origin_id: int) -> None:
         create_snap(pool, device_id, origin_id)
@@ -73,19 +64,8 @@ def test_snapshots_of_a_mounted_volume_at_once(store: Store, image: str, monkeyp
         info = store.volumes.info(origin)
         at_rest.append(info is not None and info.suspended)
 
-    def snapshot(number: int) -> None:
-        try:
-            store.snapshots.create(f"s{number}", Kind.CONTAINER, origin)
-        except BaseException as error:
-            failures.append(error)
-
     monkeypatch.setattr(ThinPool, "create_snap", create_slowly)
-    threads = [threading.Thread(target=snapshot, args=(number,)) for number in range(10)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert failures == []
+    in_threads(10, lambda number: store.snapshots.create(f"s{number}", Kind.CONTAINER, origin))
     assert at_rest == [True] * 10
     info = store.volumes.info(origin)
     assert info is not None
@@ -107,16 +87,14 @@ def test_the_origin_of_a_killed_snapshot_goes_on_before_the_next_has_it(
         guard.suspend()  # so that it is late
         os.kill(os.getpid(), signal.SIGKILL)
 
+    def create() -> None:
+        monkeypatch.setattr(ThinPool, "create_snap", die)
+        with Store(store.layout.root) as mine:
+            mine.snapshots.create("cut", Kind.CONTAINER, origin)
+
     store.ledger.close()
-    pid = os.fork()
-    if not pid:
-        try:
-            monkeypatch.setattr(ThinPool, "create_snap", die)
-            with Store(store.layout.root) as mine:
-                mine.snapshots.create("cut", Kind.CONTAINER, origin)
-        finally:
-            os._exit(1)
-    assert os.waitpid(pid, 0)[1] == signal.SIGKILL
+    with rigs.child(create) as pid:
+        assert rigs.outcome(pid) == -signal.SIGKILL
     guard = int((store.layout.root.parent / "guard").read_text())
     rest, waiting = Locks.rest, threading.Event()
 
@@ -149,16 +127,15 @@ def test_a_removal_that_was_only_committed_is_synced_before_the_pool_hears_of_it
 ) -> None:
     """Else a power cut would bring back the record of a volume that the pool has no more."""
     store.containers.create(image, "web")
+
+    def remove() -> None:
+        monkeypatch.setattr(GroupSync, "wait", lambda _: os.kill(os.getpid(), signal.SIGKILL))
+        with Store(store.layout.root) as mine:
+            mine.containers.remove("web")
+
     store.ledger.close()
-    pid = os.fork()
-    if not pid:
-        try:
-            with Store(store.layout.root) as mine:
-                monkeypatch.setattr(GroupSync, "wait", lambda _: os.kill(os.getpid(), signal.SIGKILL))
-                mine.containers.remove("web")
-        finally:
-            os._exit(1)
-    assert os.waitpid(pid, 0)[1] == signal.SIGKILL
+    with rigs.child(remove) as pid:
+        assert rigs.outcome(pid) == -signal.SIGKILL
     assert [volume.state for volume in store.ledger.unfinished()] == [State.REMOVING]
     wait, delete = GroupSync.wait, ThinPool.delete
     order: list[str] = []

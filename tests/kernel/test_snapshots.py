@@ -19,6 +19,7 @@ from dmthin.store.behind import Behind
 from dmthin.store.model import Kind, State
 from dmthin.store.store import Store
 from dmthin.units import GIB, MIB
+from tests.at_once import in_threads
 from tests.waiting import until
 
 
@@ -130,17 +131,13 @@ def test_a_count_without_its_mount_means_nothing(store: Store, layer: str) -> No
 
 
 def test_many_at_once_count_right(store: Store, layer: str) -> None:
-    def use() -> None:
+    def use(_: int) -> None:
         for _ in range(5):
             assert (store.snapshots.acquire(layer) / "file").read_text() == "below\n"
             store.snapshots.release(layer)
 
     store.snapshots.acquire(layer)
-    threads = [threading.Thread(target=use) for _ in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    in_threads(6, use)
     assert store.ledger.ready(layer).uses == 1
     store.snapshots.release(layer)
 

@@ -99,7 +99,7 @@ def test_the_job_is_the_command_word_for_word(tmp_path: Path) -> None:
 
 
 def test_only_what_the_guest_hides_is_shown_again() -> None:
-    needed = ["/work/code", "/tmp/a/code", "/tmp/a/code/.venv", "/tmp", "/var/lib/b", "/var/tmp/c"]
+    needed = ["/srv/code", "/tmp/a/code", "/tmp/a/code/.venv", "/tmp", "/var/lib/b", "/var/tmp/c"]
     hidden = guest.hidden_paths(map(Path, needed))
     assert hidden == [Path("/tmp/a/code"), Path("/var/lib/b")]
 
@@ -114,14 +114,14 @@ def test_the_initramfs_is_an_archive_that_the_kernel_reads(tmp_path: Path) -> No
     modules = [tmp_path / name for name in ("second.ko", "first.ko")]
     for module in modules:
         module.write_bytes(module.name.encode())
-    archive = initramfs.booting(tmp_path, modules, Path("/work/init"), "root", "trans=virtio")
+    archive = initramfs.booting(tmp_path, modules, Path("/srv/init"), "root", "trans=virtio")
     entries = dict(read_archive(archive))
     assert entries["bin/busybox"] == b"box" * 33
     assert [name for name in entries if name.startswith("modules/")] == [
         "modules/000-second.ko",
         "modules/001-first.ko",
     ]
-    assert b"switch_root /root /work/init" in entries["init"]
+    assert b"switch_root /root /srv/init" in entries["init"]
 
 
 def read_archive(archive: bytes) -> Iterator[tuple[str, bytes]]:

@@ -3,7 +3,6 @@
 import io
 import json
 import tarfile
-import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +12,7 @@ from typing import Any
 import pytest
 
 from dmthin.kernel import mount
+from tests.at_once import in_threads
 from tests.engine.daemons import SCRATCH, tar_of, traces
 from tests.engine.docker.conftest import SMALL
 from tests.engine.docker.harness import Docker, Plugin
@@ -192,29 +192,20 @@ def test_a_sender_that_dies_leaves_a_layer_that_can_be_removed(plugin: Plugin, s
 def test_many_connections_at_once(plugin: Plugin, served: Docker) -> None:
     plugin.ok("Create", ID="layer")
     plugin.apply("layer", tar_of({"a": b"1"}))
-    failures: list[BaseException] = []
 
     def one(number: int) -> None:
-        try:
-            mine = Plugin(served.plugin)
-            for name, parent in ((f"m{number}-init", "layer"), (f"m{number}", f"m{number}-init")):
-                mine.ok("CreateReadWrite", ID=name, Parent=parent)
-                place = Path(mine.ok("Get", ID=name)["Dir"])
-                (place / name).write_text(name)
-                mine.ok("Put", ID=name)
-            assert len(mine.ok("Changes", ID=f"m{number}", Parent="layer")["Changes"]) == 2
-            mine.ok("Remove", ID=f"m{number}")
-            mine.ok("Remove", ID=f"m{number}-init")
-            mine.close()
-        except BaseException as failure:
-            failures.append(failure)
+        mine = Plugin(served.plugin)
+        for name, parent in ((f"m{number}-init", "layer"), (f"m{number}", f"m{number}-init")):
+            mine.ok("CreateReadWrite", ID=name, Parent=parent)
+            place = Path(mine.ok("Get", ID=name)["Dir"])
+            (place / name).write_text(name)
+            mine.ok("Put", ID=name)
+        assert len(mine.ok("Changes", ID=f"m{number}", Parent="layer")["Changes"]) == 2
+        mine.ok("Remove", ID=f"m{number}")
+        mine.ok("Remove", ID=f"m{number}-init")
+        mine.close()
 
-    threads = [threading.Thread(target=one, args=(number,)) for number in range(20)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert failures == []
+    in_threads(20, one)
 
 
 def test_counts_survive_a_restart_of_dmthin(plugin: Plugin, served: Docker) -> None:

@@ -112,7 +112,8 @@ def test_usage_of_new_snapshots_reads_no_mappings(
 
     monkeypatch.setattr(Pools, "usage", counted)
     monkeypatch.setattr(counting, "_LEAST_SECONDS", 1000)
-    counter = UsageCounter(store)
+    behind = Behind("test")
+    counter = UsageCounter(store, behind)
 
     def used(key: str, parent: str, *names: str) -> int:
         snapshot, info = store.keyed.prepare("s", key, parent, {})
@@ -135,16 +136,15 @@ def test_usage_of_new_snapshots_reads_no_mappings(
     monkeypatch.setattr(counting, "_LEAST_SECONDS", 0.01)
     monkeypatch.setattr(counting, "_PATIENCE", 0)
     monkeypatch.setattr(counting, "_OLDEST", float("inf"))
-    behind = Behind("test")
-    counter._behind = behind
     time.sleep(0.02)
     assert 4 * MIB <= counter.of(store.keyed.get("s", "b0"))[0] <= 4 * MIB + SLACK
-    behind.close()
+    behind.drain()
     assert counts == 3
     monkeypatch.setattr(counting, "_OLDEST", 1)
     time.sleep(0.02)
     assert 4 * MIB <= counter.of(store.keyed.get("s", "b0"))[0] <= 4 * MIB + SLACK
     assert counts == 4
+    behind.close()
 
 
 def test_usage_stays_as_it_was_committed(snapshots: Snapshots, daemon: Daemon, place: Path) -> None:
