@@ -55,10 +55,12 @@ def opened(plans: Iterable[SnapshotterPlan], options: Iterable[str]) -> Iterator
             root = plan.root.absolute().resolve()
             if root not in stores:
                 store = stack.enter_context(ensure_store(root, options))
-                behind, counting = Behind("containerd"), Behind("usage")
-                for work in (behind, counting):
+                behind, counting, spares = Behind("containerd"), Behind("usage"), Behind("spares")
+                for work in (behind, counting, spares):
                     stack.callback(work.close)
                 store.snapshots.behind = behind
+                store.snapshots.spares.behind = spares
+                stack.callback(store.snapshots.spares.close)
                 stores[root] = store, UsageCounter(store, counting)
                 with suppress(DmthinError):
                     store.pool.activate()

@@ -18,7 +18,7 @@ from dmthin.kernel.thin import MAX_DEVICE_ID
 from dmthin.store import schema
 from dmthin.store.groupsync import GroupSync
 from dmthin.store.locks import Lock, Locks
-from dmthin.store.model import Kind, NewVolume, State, StoreRecord, StoreState, Volume
+from dmthin.store.model import SPARE_NAMES, Kind, NewVolume, State, StoreRecord, StoreState, Volume
 
 _SPARE_DEVICE_IDS = 1000
 
@@ -183,9 +183,10 @@ class Ledger:
         return above
 
     def children(self, device_id: int) -> list[Volume]:
-        """The volumes that descend from one, those that are being removed left out."""
+        """The volumes that descend from one, but for spares and those that are being removed."""
         query = f"SELECT {VOLUME_COLUMNS} FROM volume WHERE parent = ? AND state <> 'removing' ORDER BY name"
-        return [volume_of(row) for row in self.rows(query, device_id)]
+        found = [volume_of(row) for row in self.rows(query, device_id)]
+        return [volume for volume in found if not volume.name.startswith(SPARE_NAMES)]
 
     def add(self, new: NewVolume, locks: Locks) -> "Added":
         """Record a volume to be made, under a free device id whose lock this takes.
@@ -195,9 +196,7 @@ class Ledger:
         """
         self.require_free(new.name)
         if (parent := new.parent) is not None:
-            now = self.by_id(parent.device_id)
-            if now is None or now.name != parent.name or now.state is State.REMOVING:
-                raise NotFound(f"the {parent.title} has been removed meanwhile")
+            self.require_there(parent)
         device_id, lock = self._free_device_id(locks)
         volume = Volume(
             device_id=device_id,
@@ -250,6 +249,12 @@ class Ledger:
         if (taken := self.find(name)) is not None:
             user = taken.kind.with_article + ("" if taken.state is State.READY else f" ({taken.state})")
             raise AlreadyExists(f"the name {name!r} is in use by {user}", hint="choose another")
+
+    def require_there(self, volume: Volume) -> None:
+        """Raise NotFound if a volume has been removed since it was read."""
+        now = self.by_id(volume.device_id)
+        if now is None or now.name != volume.name or now.state is State.REMOVING:
+            raise NotFound(f"the {volume.title} has been removed meanwhile")
 
     def require_childless(self, volume: Volume) -> None:
         """Raise InUse, which names them, if volumes descend from this one."""

@@ -12,6 +12,9 @@ _CONTAINER_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*")
 _IMAGE_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*([/:@]+[a-zA-Z0-9_.-]+)*")
 _NAME_LIMIT = 128
 
+SPARE_NAMES = "@spare/"
+"""How the names of snapshots begin that nobody has asked for yet; they count as nobody's children."""
+
 
 class Kind(StrEnum):
     """What a volume is for."""

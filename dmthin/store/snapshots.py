@@ -24,6 +24,7 @@ from dmthin.store.layout import Layout
 from dmthin.store.ledger import Ledger
 from dmthin.store.model import Kind, NewVolume, State, Volume
 from dmthin.store.options import StorageOptions
+from dmthin.store.spares import Spares
 from dmthin.store.volumes import Volumes
 from dmthin.units import format_exact
 
@@ -55,6 +56,7 @@ class Snapshots:
         self._options = options
         self.behind: Later = AtOnce()
         """Who does what callers need not wait for; a daemon has a thread for it."""
+        self.spares = Spares(ledger, volumes)
 
     def create(
         self,
@@ -248,7 +250,8 @@ class Snapshots:
         new = NewVolume(name, kind, size or parent.size, parent.file_system, parent, read_only)
         with self._volumes.unchanged(parent):
             if new.size == parent.size and not read_only:
-                return self._volumes.make(new, activate=activate, record=record)
+                made = self.spares.hand_out(new, record) if activate else None
+                return made or self._volumes.make(new, activate=activate, record=record)
             with self._volumes.making(new, record=record) as volume:
                 if new.size > parent.size:
                     self._volumes.fill_device(replace(volume, read_only=False))
@@ -305,6 +308,7 @@ class Snapshots:
                 self._volumes.deactivate(now)
 
     def _finish_removal(self, volume: Volume, finish: Callable[[], None]) -> None:
+        self.spares.drop(volume)
         finish()
         if (left := self._ledger.by_id(volume.device_id)) and (info := self._volumes.info(left)):
             logger.warning("the removed %s is still in use by %s", volume.title, _users(info))

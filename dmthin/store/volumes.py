@@ -29,7 +29,7 @@ from dmthin.store.keys import Keys
 from dmthin.store.layout import Layout
 from dmthin.store.ledger import Ledger
 from dmthin.store.locks import Lock, Locks
-from dmthin.store.model import NewVolume, State, StoreRecord, Volume
+from dmthin.store.model import NewVolume, State, Volume
 from dmthin.store.mounter import Mounter
 from dmthin.store.options import StorageOptions
 from dmthin.units import MIB, format_exact, format_size
@@ -139,6 +139,15 @@ class Volumes:
         """Make the block device of a volume, or find it made."""
         with self._change() as pool:
             return self._activate(pool, volume)
+
+    def ready_device(self, volume: Volume) -> DeviceInfo:
+        """The device that was made with a volume, or again if it is gone. Raises what `make` does for want of space."""
+        with self._change() as pool:
+            self._require_room(pool)
+            info = self.thin(pool, volume).info()
+            if info is None or not info.live_table or info.suspended or info.deferred_remove:
+                return self._activate(pool, volume)
+            return info
 
     def deactivate(self, volume: Volume) -> bool:
         """Remove the block device. False: it is busy and goes with its last user, as dm.use_deferred_removal allows."""
@@ -292,8 +301,7 @@ class Volumes:
 
     def _begin(self, pool: ActivePool, held: ExitStack, new: NewVolume) -> Volume:
         """Record the intent of a volume for which there is room; `held` gets its lock."""
-        pool.thin.require_data_space(self._options.min_free_percent)
-        self._require_host_room(pool.record)
+        self._require_room(pool)
         with self._ledger.transaction(f"make {new.name}"):
             added = self._ledger.add(new, self._locks)
             held.enter_context(added.lock)
@@ -384,9 +392,13 @@ class Volumes:
         with self._ledger.transaction(f"forget {volume.name}", durable=False):
             self._ledger.forget(volume)
 
-    def _require_host_room(self, record: StoreRecord) -> None:
-        """Raise NoDataSpace where sparse files have no room left below them: the pool would meet a failing disk."""
-        if not record.data or not self._layout.data(record).is_file:
+    def _require_room(self, pool: ActivePool) -> None:
+        """Raise NoDataSpace or NoMetadataSpace where the pool has no room for one more volume.
+
+        Nor where sparse files have none left below them: the pool would meet a failing disk.
+        """
+        pool.thin.require_data_space(self._options.min_free_percent)
+        if not pool.record.data or not self._layout.data(pool.record).is_file:
             return
         free = block.free_space(self._layout.root)
         if free < _LEAST_HOST_FREE:

@@ -289,12 +289,14 @@ def _layer_of(store: Store) -> Volume:
 def _opened(root: Path) -> Iterator[Store]:
     """The store beside its daemon, used as the daemon uses it."""
     with Store(root) as store:
-        behind = Behind("bench")
-        store.snapshots.behind = behind
+        behind, spares = Behind("bench"), Behind("spares")
+        store.snapshots.behind, store.snapshots.spares.behind = behind, spares
         try:
             yield store
         finally:
-            behind.close()
+            store.snapshots.spares.close()
+            for work in (behind, spares):
+                work.close()
 
 
 def bench(rounds: int) -> int:

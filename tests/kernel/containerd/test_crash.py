@@ -39,7 +39,7 @@ LAYER = {REFERENCE: "sha256:1"}
 class Call:
     """A call to be killed. `prepare` makes what it needs; `done` is how a repeat of it may say that it is done already.
 
-    `holds` is what must be so after the call and its repeat.
+    `holds` is what must be so after the call and its repeat. `before` is what the same process has done until then.
     """
 
     name: str
@@ -47,6 +47,7 @@ class Call:
     holds: Callable[[Snapshotter], object]
     prepare: Callable[[Snapshotter], object] = lambda snapshotter: None
     done: tuple[type[DmthinError], ...] = ()
+    before: Callable[[Snapshotter], object] = lambda snapshotter: None
 
 
 def _base(snapshotter: Snapshotter, write: Callable[[Path], object] = lambda root: None) -> None:
@@ -64,6 +65,25 @@ def _base(snapshotter: Snapshotter, write: Callable[[Path], object] = lambda roo
 
 def _active(snapshotter: Snapshotter) -> None:
     snapshotter.prepare("key", "", LABELS)
+
+
+def _two_children(snapshotter: Snapshotter) -> None:
+    """So that there is a spare for the third."""
+    for number in (1, 2):
+        with suppress(AlreadyExists):
+            snapshotter.prepare(f"child-{number}", "base", {})
+    _drain_spares(snapshotter)
+
+
+def _drain_spares(snapshotter: Snapshotter) -> None:
+    behind = snapshotter._store.snapshots.spares.behind
+    assert behind is not None
+    behind.drain()
+
+
+def _a_spare_becomes_it_and_is_replaced(snapshotter: Snapshotter) -> None:
+    snapshotter.prepare("key", "base", {})
+    _drain_spares(snapshotter)
 
 
 def _committed_child(snapshotter: Snapshotter) -> None:
@@ -152,6 +172,14 @@ CALLS = (
         done=(AlreadyExists,),
     ),
     Call(
+        "prepare-from-a-spare",
+        _a_spare_becomes_it_and_is_replaced,
+        _works(SnapshotKind.ACTIVE, file="of the base"),
+        prepare=_base,
+        done=(AlreadyExists,),
+        before=_two_children,
+    ),
+    Call(
         "prepare-grown",
         lambda s: s.prepare("key", "base", {MAX_SIZE: str(400 * MIB)}),
         _is_large,
@@ -236,6 +264,7 @@ def _run(root: Path, call: Call, edges: int) -> None:
     """Make the call, armed once the process has begun to serve, up to its end."""
     failpoint.arm(0)
     with _snapshotter(root) as snapshotter:
+        call.before(snapshotter)
         failpoint.arm(edges)
         call.run(snapshotter)
 

@@ -1,0 +1,253 @@
+"""Spares: snapshots made ahead of images that are used again and again, and taken for what would have been made."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from dmthin import failpoint
+from dmthin.errors import AlreadyExists, NoDataSpace, NotFound
+from dmthin.kernel import mount
+from dmthin.kernel.devicemapper import DeviceInfo
+from dmthin.store import spares
+from dmthin.store.behind import Behind
+from dmthin.store.model import SPARE_NAMES, State, Volume
+from dmthin.store.store import Store
+from dmthin.units import MIB
+from tests.at_once import in_threads
+from tests.kernel.conftest import fill
+
+NAME = "s"
+
+
+@pytest.fixture
+def options() -> tuple[str, ...]:
+    """Storage options of the store."""
+    return ()
+
+
+@pytest.fixture
+def store(make_store: Callable[..., Store], options: tuple[str, ...]) -> Store:
+    return make_store(*options)
+
+
+@pytest.fixture
+def behind(store: Store) -> Iterator[Behind]:
+    """The thread of a daemon, whose store this is; it makes spares."""
+    behind = store.snapshots.spares.behind = Behind("test")
+    yield behind
+    store.snapshots.spares.close()
+    behind.close()
+
+
+@pytest.fixture
+def spare(store: Store, behind: Behind, place: Path) -> Volume:
+    """The spare of the image `image`."""
+    make_image(store, place, "image")
+    return ask_twice(store, behind, "image")
+
+
+def make_image(store: Store, place: Path, name: str) -> None:
+    """A committed snapshot with one file, which holds its name."""
+    _, info = store.keyed.prepare(NAME, f"{name}-key", "", {})
+    with mounted(info, place) as root:
+        (root / "file").write_text(name)
+    store.keyed.commit(NAME, name, f"{name}-key", {})
+
+
+def ask_twice(store: Store, behind: Behind, image: str) -> Volume:
+    """Make two snapshots of an image, and with them its spare."""
+    for number in (1, 2):
+        assert not found(store, image)
+        store.keyed.prepare(NAME, f"{image}-{number}", image, {})
+    behind.drain()
+    (spare,) = found(store, image)
+    return spare
+
+
+def found(store: Store, image: str) -> list[Volume]:
+    """The spares of an image that the ledger has."""
+    parent = store.keyed.get(NAME, image).volume.device_id
+    return [volume for volume in all_spares(store) if volume.parent == parent]
+
+
+def all_spares(store: Store) -> list[Volume]:
+    return [volume for volume in store.ledger.volumes() if volume.name.startswith(SPARE_NAMES)]
+
+
+@contextmanager
+def mounted(info: DeviceInfo, place: Path) -> Iterator[Path]:
+    place.mkdir(exist_ok=True)
+    mount.mount(info.node, place, "ext4")
+    try:
+        yield place
+    finally:
+        mount.unmount(place)
+
+
+def test_the_next_snapshot_is_the_spare_and_costs_one_step(store: Store, spare: Volume, place: Path) -> None:
+    steps: list[str] = []
+    failpoint.arm(0, steps.append)
+    try:
+        snapshot, info = store.keyed.prepare(NAME, "third", "image", {"k": "v"})
+    finally:
+        failpoint.arm(0)
+    assert snapshot.volume.device_id == spare.device_id
+    assert {step for step in steps if "dm " in step} == set()
+    assert len({step.removeprefix("before ").removeprefix("after ") for step in steps}) == 1, steps
+    assert store.keyed.get(NAME, "third") == snapshot
+    assert snapshot.volume == store.ledger.by_id(spare.device_id)
+    assert snapshot.labels == {"k": "v"}
+    with mounted(info, place) as root:
+        assert (root / "file").read_text() == "image"
+        (root / "file").write_text("changed")
+    with mounted(store.keyed.prepare(NAME, "fourth", "image", {})[1], place) as root:
+        assert (root / "file").read_text() == "image"
+
+
+def test_there_is_a_new_one_for_the_next(store: Store, behind: Behind, spare: Volume) -> None:
+    for key in ("third", "fourth"):
+        taken = store.keyed.prepare(NAME, key, "image", {})[0].volume
+        behind.drain()
+        (next_one,) = found(store, "image")
+        assert next_one.device_id > taken.device_id
+
+
+def test_a_spare_is_nobodys_child_and_goes_with_its_image(store: Store, spare: Volume) -> None:
+    for key in ("image-1", "image-2", "image"):
+        store.keyed.remove(NAME, key)
+    assert not all_spares(store)
+    assert store.keyed.all(NAME) == []
+    with pytest.raises(NotFound):
+        store.keyed.prepare(NAME, "third", "image", {})
+
+
+def test_what_a_spare_shares_with_its_image_comes_back(store: Store, behind: Behind, place: Path) -> None:
+    _, info = store.keyed.prepare(NAME, "key", "", {})
+    with mounted(info, place) as root:
+        fill(root / "file", 64 * MIB)
+    store.keyed.commit(NAME, "image", "key", {})
+    ask_twice(store, behind, "image")
+    before = store.pool.status()
+    assert before.data_allocated is not None
+    for key in ("image-1", "image-2", "image"):
+        store.keyed.remove(NAME, key)
+    after = store.pool.status()
+    assert after.data_used <= before.data_used - 64 * MIB
+    assert after.data_allocated is not None
+    assert after.data_allocated <= before.data_allocated - 64 * MIB
+
+
+def test_each_of_many_at_once_gets_its_own(store: Store, behind: Behind, spare: Volume) -> None:
+    made = []
+
+    def make(number: int) -> None:
+        snapshot, _ = store.keyed.prepare(NAME, f"many-{number}", "image", {})
+        made.append(snapshot.volume.device_id)
+
+    in_threads(8, make)
+    assert len(set(made)) == 8
+    assert spare.device_id in made
+    behind.drain()
+    assert len(found(store, "image")) == 1
+
+
+def test_a_taken_key_leaves_the_spare_where_it_is(store: Store, spare: Volume) -> None:
+    with pytest.raises(AlreadyExists):
+        store.keyed.prepare(NAME, "image-1", "image", {})
+    assert found(store, "image") == [spare]
+
+
+def test_a_key_that_is_taken_meanwhile_is_refused(
+    store: Store, spare: Volume, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two callers with one key: the later one finds that out in its last step only."""
+    prepare = store.keyed._keys.find_both
+
+    def nobody_yet(snapshotter: str, key: str, parent: str) -> object:
+        _, below = prepare(snapshotter, key, parent)
+        return None, below
+
+    monkeypatch.setattr(store.keyed._keys, "find_both", nobody_yet)
+    with pytest.raises(AlreadyExists):
+        store.keyed.prepare(NAME, "image-1", "image", {})
+    assert not all_spares(store)
+    with pytest.raises(NotFound):
+        store.dm.info(store.ledger.store().device_name(spare.device_id))
+
+
+@pytest.mark.parametrize("options", [("dm.min_free_space=99%",)])
+def test_a_pool_without_room_refuses_although_there_is_a_spare(store: Store, spare: Volume, place: Path) -> None:
+    with mounted(store.keyed.activate(store.keyed.get(NAME, "image-1")), place) as root:
+        fill(root / "file", 64 * MIB)
+    with pytest.raises(NoDataSpace):
+        store.keyed.prepare(NAME, "third", "image", {})
+    assert not all_spares(store)
+
+
+def test_a_spare_whose_device_has_gone_gets_it_again(store: Store, spare: Volume, place: Path) -> None:
+    with Store(store.layout.root) as other:
+        other.pool.deactivate()
+    snapshot, info = store.keyed.prepare(NAME, "third", "image", {})
+    assert snapshot.volume.device_id == spare.device_id
+    with mounted(info, place) as root:
+        assert (root / "file").read_text() == "image"
+
+
+def test_an_image_in_use_gets_no_spare(store: Store, behind: Behind, place: Path) -> None:
+    """It was committed while it was mounted: what is written still belongs into the next snapshot."""
+    make_image(store, place, "image")
+    with mounted(store.keyed.activate(store.keyed.get(NAME, "image")), place):
+        for number in (1, 2, 3):
+            store.keyed.prepare(NAME, f"image-{number}", "image", {})
+        behind.drain()
+        assert not all_spares(store)
+
+
+def test_those_of_another_size_and_views_are_made(store: Store, spare: Volume) -> None:
+    larger, _ = store.keyed.prepare(NAME, "larger", "image", {}, size=spare.size + 64 * MIB)
+    view, _ = store.keyed.prepare(NAME, "view", "image", {}, view=True)
+    assert spare.device_id not in (larger.volume.device_id, view.volume.device_id)
+    assert found(store, "image") == [spare]
+
+
+def test_there_are_no_more_than_so_many(
+    store: Store, behind: Behind, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The image that was asked for the longest ago has to do without."""
+    monkeypatch.setattr(spares, "_MOST", 2)
+    for image in ("one", "two", "three"):
+        make_image(store, place, image)
+        ask_twice(store, behind, image)
+    assert not found(store, "one")
+    assert found(store, "two")
+    assert found(store, "three")
+
+
+def test_other_processes_leave_a_spare_alone(store: Store, spare: Volume) -> None:
+    with Store(store.layout.root) as other:
+        for key in ("fourth", "fifth"):
+            other.keyed.prepare(NAME, key, "image", {})
+        assert found(store, "image") == [spare]
+        assert other.ledger.by_id(spare.device_id) == spare
+    assert store.keyed.prepare(NAME, "third", "image", {})[0].volume.device_id == spare.device_id
+
+
+def test_an_end_leaves_none(store: Store, behind: Behind, spare: Volume) -> None:
+    store.keyed.prepare(NAME, "third", "image", {})  # the next one is on its way
+    store.snapshots.spares.close()
+    behind.drain()
+    assert not all_spares(store)
+    assert {volume.state for volume in store.ledger.volumes()} == {State.READY}
+    assert store.keyed.prepare(NAME, "fourth", "image", {})
+
+
+def test_an_image_that_was_removed_meanwhile_gets_none(store: Store, behind: Behind, place: Path) -> None:
+    make_image(store, place, "image")
+    for number in (1, 2):
+        store.keyed.prepare(NAME, f"image-{number}", "image", {})
+    for key in ("image-1", "image-2", "image"):
+        store.keyed.remove(NAME, key)
+    behind.drain()
+    assert not all_spares(store)
