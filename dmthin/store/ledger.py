@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from dmthin.errors import AlreadyExists, DmthinError, InUse, KernelError, NoMetadataSpace, NotFound, TimeLimit
@@ -228,6 +229,15 @@ class Ledger:
         """Write a volume's state, which is all that has changed; the volume as it is now. The name's index stays."""
         self._connection.execute("UPDATE volume SET state = ? WHERE device_id = ?", (state, volume.device_id))
         return volume.with_state(state)
+
+    def rename(self, volume: Volume, name: str, kind: Kind) -> Volume:
+        """Let a volume be known as another from now on, as if made now; the volume as it is then. Its parent stays."""
+        renamed = replace(volume, name=name, kind=kind, created=int(time.time()))
+        self._connection.execute(
+            "UPDATE volume SET name = ?, kind = ?, created = ? WHERE device_id = ?",
+            (name, kind, renamed.created, volume.device_id),
+        )
+        return renamed
 
     def count_uses(self, volume: Volume, uses: int) -> None:
         """Write how many count on a volume's mount, which is all that has changed."""

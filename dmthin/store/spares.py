@@ -7,10 +7,8 @@ like any other.
 import logging
 import os
 import threading
-import time
 from collections import OrderedDict
 from contextlib import ExitStack, suppress
-from dataclasses import replace
 from functools import partial
 
 from dmthin.errors import DmthinError
@@ -22,7 +20,7 @@ from dmthin.store.volumes import Volumes
 
 logger = logging.getLogger(__name__)
 
-_PAUSE_SECONDS = 0.5
+_PAUSE_SECONDS = 1.0
 """The next spare is made this long after a snapshot was asked for, whose user has enough to do until then."""
 
 _MOST = 8
@@ -149,8 +147,7 @@ class _Spare:
             nonlocal made
             self._ledger.require_free(new.name)
             self._ledger.require_there(self.parent)
-            made = replace(volume, name=new.name, kind=new.kind, created=int(time.time()))
-            self._ledger.save(made)
+            made = self._ledger.rename(volume, new.name, new.kind)
             record(made)
 
         self._record = rename
