@@ -124,8 +124,9 @@ class Snapshotter:
 
     def cleanup(self) -> None:
         """Return once the space of what was removed is back."""
+        self._store.snapshots.spares.drop_orphans()
         self._store.snapshots.behind.drain()
-        if self._store.ledger.unfinished():
+        if self._store.ledger.is_work_left():
             with self._store.change():
                 pass
 

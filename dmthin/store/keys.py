@@ -33,8 +33,8 @@ class Keys:
         return found.get(first), found.get(second)
 
     def all(self, snapshotter: str) -> list[Snapshot]:
-        """The snapshots of a snapshotter, in the order in which they were made."""
-        query = f"{_SELECT} WHERE snapshotter = ? ORDER BY volume.device_id"
+        """The snapshots of a snapshotter, in the order in which they were made or committed."""
+        query = f"{_SELECT} WHERE snapshotter = ? ORDER BY snapshot.created, device_id"
         return [_snapshot(row) for row in self._ledger.rows(query, snapshotter)]
 
     def held(self, label: str, value: str, snapshotter: str, parent: str) -> Snapshot | None:

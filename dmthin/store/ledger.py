@@ -21,7 +21,7 @@ from dmthin.store.groupsync import GroupSync
 from dmthin.store.locks import Lock, Locks
 from dmthin.store.model import SPARE_NAMES, Kind, NewVolume, State, StoreRecord, StoreState, Volume
 
-_SPARE_DEVICE_IDS = 1000
+_UNUSED_DEVICE_IDS = 1000
 
 _STORE_COLUMNS = (
     "uuid, state, block_size, data, metadata, pool, options, generation, clean, data_size, data_target,"
@@ -151,9 +151,17 @@ class Ledger:
         return [volume_of(row) for row in self.rows(f"SELECT {VOLUME_COLUMNS} FROM volume ORDER BY device_id")]
 
     def unfinished(self) -> list[Volume]:
-        """The volumes with a change under way, or left behind by a process that died."""
-        query = f"SELECT {VOLUME_COLUMNS} FROM volume WHERE state <> 'ready' ORDER BY device_id"
+        """The volumes with a change under way, or left behind by a process that died.
+
+        Those that were being made come first: blocks that they share with one that is removed are its own then.
+        """
+        query = f"SELECT {VOLUME_COLUMNS} FROM volume WHERE state <> 'ready' ORDER BY state <> 'making', device_id"
         return [volume_of(row) for row in self.rows(query)]
+
+    def is_work_left(self) -> bool:
+        """Whether there are any of `unfinished` but spares, which are kept for as long as their process lives."""
+        query = "SELECT 1 FROM volume WHERE state <> 'ready' AND name NOT GLOB ? LIMIT 1"
+        return self._one(query, f"{SPARE_NAMES}*") is not None
 
     def find(self, name: str) -> Volume | None:
         """The volume of that name, whatever its state."""
@@ -185,9 +193,9 @@ class Ledger:
 
     def children(self, device_id: int) -> list[Volume]:
         """The volumes that descend from one, but for spares and those that are being removed."""
-        query = f"SELECT {VOLUME_COLUMNS} FROM volume WHERE parent = ? AND state <> 'removing' ORDER BY name"
-        found = [volume_of(row) for row in self.rows(query, device_id)]
-        return [volume for volume in found if not volume.name.startswith(SPARE_NAMES)]
+        which = "parent = ? AND state <> 'removing' AND name NOT GLOB ?"
+        query = f"SELECT {VOLUME_COLUMNS} FROM volume WHERE {which} ORDER BY name"
+        return [volume_of(row) for row in self.rows(query, device_id, f"{SPARE_NAMES}*")]
 
     def add(self, new: NewVolume, locks: Locks) -> "Added":
         """Record a volume to be made, under a free device id whose lock this takes.
@@ -279,7 +287,7 @@ class Ledger:
         every block, unchecked, and a pool beyond that gives two volumes one block.
         """
         (first,) = self._connection.execute("SELECT next_device_id FROM store").fetchone()
-        for candidate in range(first, MAX_DEVICE_ID - _SPARE_DEVICE_IDS):
+        for candidate in range(first, MAX_DEVICE_ID - _UNUSED_DEVICE_IDS):
             lock = locks.try_volume(candidate) if self.by_id(candidate) is None else None
             if lock is not None:
                 self._connection.execute("UPDATE store SET next_device_id = ?", (candidate + 1,))

@@ -222,8 +222,9 @@ class Snapshots:
     def unmount_all(self) -> None:
         """Unmount every volume, whoever counts on it."""
         for volume in self._ledger.volumes():
-            with suppress(NotFound):
-                self._unmount(volume)
+            if volume.state is not State.MAKING:  # whose lock a daemon may hold for days
+                with suppress(NotFound):
+                    self._unmount(volume)
 
     def mounted(self) -> list[str]:
         """The names of the volumes that are mounted for somebody."""

@@ -45,22 +45,23 @@ class Spares:
         self._ended = False
 
     def hand_out(self, new: NewVolume, record: Record) -> Made | None:
-        """`new`, its device there, if there is a spare that it can be; else None.
+        """`new`, its device there, if there is a spare that it can be; else None: let it be made.
 
-        The caller keeps others from changing its parent meanwhile. Raises what `Volumes.make` does.
+        The caller keeps others from changing its parent meanwhile. Raises AlreadyExists (the name), NotFound (the
+        parent is gone).
         """
         if self.behind is None or new.parent is None or new.parent.kind is not Kind.IMAGE:
             return None
         if (spare := self._ask(new.parent, self.behind)) is None:
             return None
-        if spare.parent != new.parent:
+        try:
+            device = self._volumes.ready_device(spare.volume) if spare.parent == new.parent else None
+        except DmthinError as error:
+            logger.debug("no use of the spare of the %s: %s", new.parent.title, error)
+            device = None
+        if device is None:
             spare.drop()
             return None
-        try:
-            device = self._volumes.ready_device(spare.volume)
-        except BaseException:
-            spare.drop()
-            raise
         return Made(spare.become(new, record), device)
 
     def drop(self, parent: Volume) -> None:
@@ -70,6 +71,14 @@ class Spares:
             spare = self._kept.pop(parent.device_id, None)
         if spare is not None:
             spare.drop()
+
+    def drop_orphans(self) -> None:
+        """Remove the spares of images that another process has removed or changed."""
+        with self._lock:
+            kept = list(self._kept.values())
+        changed = [spare.parent for spare in kept if self._ledger.by_id(spare.parent.device_id) != spare.parent]
+        for parent in changed:
+            self.drop(parent)
 
     def close(self) -> None:
         """Remove all of them; no more are made."""
@@ -105,7 +114,8 @@ class Spares:
         try:
             with self._volumes.unchanged(parent):
                 info = self._volumes.info(parent)
-                if not self._ended and not (info and info.in_use):  # what is written just now would be missing
+                # What is written to one in use would be missing; and nobody has asked for a pool that is down.
+                if not self._ended and not (info and info.in_use) and self._volumes.is_pool_up():
                     too_many = self._keep(_Spare(self._ledger, self._volumes, parent))
         except DmthinError as error:
             logger.debug("no spare of the %s: %s", parent.title, error)
@@ -117,10 +127,12 @@ class Spares:
 
     def _keep(self, spare: "_Spare") -> "_Spare | None":
         """Keep a spare; what is to be dropped instead."""
+        number = spare.parent.device_id
         with self._lock:
+            self._making.discard(number)  # else who takes it at once would not let the next one be made
             if self._ended:
                 return spare
-            self._kept[spare.parent.device_id] = spare
+            self._kept[number] = spare
             return self._kept.pop(next(iter(self._kept))) if len(self._kept) > _MOST else None
 
 
@@ -130,34 +142,35 @@ class _Spare:
     def __init__(self, ledger: Ledger, volumes: Volumes, parent: Volume) -> None:
         self.parent = parent
         self._ledger = ledger
+        self._new = NewVolume(
+            f"{SPARE_NAMES}{parent.device_id}-{os.urandom(4).hex()}",
+            Kind.CONTAINER,
+            parent.size,
+            parent.file_system,
+            parent,
+        )
         self._record: Record = no_record
-        name = f"{SPARE_NAMES}{parent.device_id}-{os.urandom(4).hex()}"
-        new = NewVolume(name, Kind.CONTAINER, parent.size, parent.file_system, parent)
         with ExitStack() as making:
-            self.volume = making.enter_context(
-                volumes.making(new, activate=True, record=lambda volume: self._record(volume))
-            )
+            self.volume = making.enter_context(volumes.making(self._new, activate=True, record=self._finish))
             self._making = making.pop_all()
 
     def become(self, new: NewVolume, record: Record) -> Volume:
         """Be the volume that was asked for, durably. If that fails there is neither."""
-        made = self.volume
-
-        def rename(volume: Volume) -> None:
-            nonlocal made
-            self._ledger.require_free(new.name)
-            self._ledger.require_there(self.parent)
-            made = self._ledger.rename(volume, new.name, new.kind)
-            record(made)
-
-        self._record = rename
+        self._new, self._record = new, record
         self._making.close()
-        return made
+        return self.volume
 
     def drop(self) -> None:
         """Remove it, or leave it to the next change."""
         with suppress(_Unwanted), self._making:
             raise _Unwanted
+
+    def _finish(self, volume: Volume) -> None:
+        """What belongs into the transaction that makes it READY."""
+        self._ledger.require_free(self._new.name)
+        self._ledger.require_there(self.parent)
+        self.volume = self._ledger.rename(volume, self._new.name, self._new.kind)
+        self._record(self.volume)
 
 
 class _Unwanted(Exception):

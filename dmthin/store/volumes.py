@@ -215,6 +215,13 @@ class Volumes:
         with self.mounted_for_work(volume) as target:
             kind.grow(info.node, target)
 
+    def is_pool_up(self) -> bool:
+        """Whether the pool is there; a change would bring it up otherwise."""
+        try:
+            return self._dm.info(self._names.pool_name).live_table
+        except NotFound:
+            return False
+
     def info(self, volume: Volume) -> DeviceInfo | None:
         """The kernel's view of a volume, None while it is not active."""
         name, uuid = self._name_and_uuid(volume)
@@ -357,7 +364,12 @@ class Volumes:
             raise
 
     def _try_to_end(self, pool: ActivePool | None, volume: Volume) -> None:
-        """End a volume on the way out of a failure, which is told and not this one's."""
+        """End a volume on the way out of a failure, which is told and not this one's.
+
+        A pool that somebody has taken down is not brought up for that: the next change does both.
+        """
+        if pool is None and not self.is_pool_up():
+            return
         try:
             with nullcontext(pool) if pool else self._change() as active:
                 self.end(active, volume)
@@ -370,7 +382,7 @@ class Volumes:
         A device that somebody still has open is left with its record, for the next sweep; `patient` waits a little
         for it first.
         """
-        if self._ledger.by_id(volume.device_id) is None:
+        if (now := self._ledger.by_id(volume.device_id)) is None:
             return
         thin = self.thin(pool, volume)
         work = self._layout.work_point(volume.device_id)
@@ -378,8 +390,9 @@ class Volumes:
             busy.detach(info)
         with suppress(OSError):
             work.rmdir()
-        # What a read-only volume has is its origin's, but for a journal that was replayed.
-        discard = volume.state is State.REMOVING and self._options.discard and not volume.read_only
+        # A read-only volume has its origin's blocks, but for a replayed journal; so has a new one while that is there.
+        has_blocks = volume.state is State.REMOVING or now.parent != volume.parent
+        discard = has_blocks and self._options.discard and not volume.read_only
         if discard and not (info and info.open_count):
             with suppress(NotFound):
                 thin.activate(pool.number)

@@ -1,8 +1,11 @@
 """Spares: snapshots made ahead of images that are used again and again, and taken for what would have been made."""
 
+import os
+import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -215,7 +218,7 @@ def test_those_of_another_size_and_views_are_made(store: Store, spare: Volume) -
 def test_there_are_no_more_than_so_many(
     store: Store, behind: Behind, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The image that was asked for the longest ago has to do without."""
+    """The image that was given one the longest ago has to do without."""
     monkeypatch.setattr(spares, "_MOST", 2)
     for image in ("one", "two", "three"):
         make_image(store, place, image)
@@ -241,6 +244,117 @@ def test_an_end_leaves_none(store: Store, behind: Behind, spare: Volume) -> None
     assert not all_spares(store)
     assert {volume.state for volume in store.ledger.volumes()} == {State.READY}
     assert store.keyed.prepare(NAME, "fourth", "image", {})
+
+
+def test_an_end_in_the_middle_of_making_one_leaves_none(
+    store: Store, behind: Behind, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_image(store, place, "image")
+    making = store.volumes.making
+
+    def closing(*arguments: Any, **options: Any) -> AbstractContextManager[Volume]:
+        store.snapshots.spares.close()
+        return making(*arguments, **options)
+
+    for key in ("first", "second"):
+        store.keyed.prepare(NAME, key, "image", {})
+    monkeypatch.setattr(store.volumes, "making", closing)
+    behind.drain()
+    assert not all_spares(store)
+
+
+def test_an_end_does_not_bring_a_pool_up_that_was_taken_down(store: Store, behind: Behind, spare: Volume) -> None:
+    """An administrator may be at its metadata with thin_check."""
+    with Store(store.layout.root) as other:
+        other.pool.deactivate()
+    store.snapshots.spares.close()
+    assert not store.pool.status().active
+    assert all_spares(store) == [spare]
+    store.pool.activate()
+    assert not all_spares(store)
+
+
+def test_no_pool_is_brought_up_for_a_spare(store: Store, behind: Behind, place: Path) -> None:
+    make_image(store, place, "image")
+    for key in ("first", "second"):
+        store.keyed.prepare(NAME, key, "image", {})
+    with Store(store.layout.root) as other:
+        other.pool.deactivate()
+    behind.drain()
+    assert not store.pool.status().active
+    assert not all_spares(store)
+
+
+def test_an_image_that_another_process_removes_leaves_no_blocks(store: Store, behind: Behind, place: Path) -> None:
+    """The daemon hears of it in containerd's next Cleanup."""
+    make_image(store, place, "image")
+    with mounted(store.keyed.activate(store.keyed.get(NAME, "image")), place) as root:
+        fill(root / "more", 64 * MIB)
+    store.volumes.deactivate(store.keyed.get(NAME, "image").volume)
+    ask_twice(store, behind, "image")
+    before = store.pool.status()
+    with Store(store.layout.root) as other:
+        for key in ("image-1", "image-2", "image"):
+            other.keyed.remove(NAME, key)
+        assert all_spares(other)
+    store.snapshots.spares.drop_orphans()
+    assert not all_spares(store)
+    after = store.pool.status()
+    assert after.data_used <= before.data_used - 64 * MIB
+    assert before.data_allocated is not None
+    assert after.data_allocated is not None
+    assert after.data_allocated <= before.data_allocated - 64 * MIB
+
+
+def test_a_process_that_dies_while_an_image_goes_leaves_no_blocks(store: Store, place: Path) -> None:
+    """Its spare is removed before the image's blocks are given back: they are the image's alone by then."""
+    _, info = store.keyed.prepare(NAME, "key", "", {})
+    with mounted(info, place) as root:
+        fill(root / "file", 64 * MIB)
+    store.keyed.commit(NAME, "image", "key", {})
+    before = store.pool.status()
+    pid = os.fork()
+    if not pid:
+        with Store(store.layout.root) as doomed:
+            doomed.snapshots.behind = doomed.snapshots.spares.behind = Behind("doomed")
+            for key in ("first", "second"):
+                doomed.keyed.prepare(NAME, key, "image", {})
+            doomed.snapshots.behind.drain()
+            for key in ("first", "second", "image"):
+                doomed.keyed.remove(NAME, key)
+            os.kill(os.getpid(), signal.SIGKILL)
+    _, status = os.waitpid(pid, 0)
+    assert os.WTERMSIG(status) == signal.SIGKILL
+    assert all_spares(store)
+    store.pool.activate()
+    assert not all_spares(store)
+    after = store.pool.status()
+    assert before.data_allocated is not None
+    assert after.data_allocated is not None
+    assert after.data_allocated <= before.data_allocated - 64 * MIB
+
+
+def test_unmounting_everything_does_not_wait_for_a_spare(store: Store, spare: Volume) -> None:
+    with Store(store.layout.root) as other:
+        other.snapshots.unmount_all()
+    assert all_spares(store) == [spare]
+
+
+def test_a_removal_that_is_under_way_ends_before_a_spare_is_made(
+    store: Store, behind: Behind, place: Path
+) -> None:
+    make_image(store, place, "image")
+    for key in ("first", "second"):
+        store.keyed.prepare(NAME, key, "image", {})
+    for key in ("first", "second"):
+        store.keyed.remove(NAME, key)
+    store.snapshots.behind = removing = Behind("removing")
+    try:
+        store.keyed.remove(NAME, "image")  # keeps its lock for a moment
+        behind.drain()
+        assert not all_spares(store)
+    finally:
+        removing.close()
 
 
 def test_an_image_that_was_removed_meanwhile_gets_none(store: Store, behind: Behind, place: Path) -> None:

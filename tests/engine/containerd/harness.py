@@ -7,7 +7,7 @@ from contextlib import suppress
 from itertools import count
 from pathlib import Path
 
-from dmthin.store.model import SPARE_NAMES, Snapshot
+from dmthin.store.model import Snapshot
 from dmthin.store.store import Store
 from tests.engine.daemons import PATH, Daemon, Failed, last_words, listens
 from tests.snapshots_client import Snapshots
@@ -199,7 +199,7 @@ class Containerd:
         """Wait until all that was left for later is done, but for spares."""
         for snapshotter in self.stores:
             with self.store(snapshotter) as store:
-                until(lambda: all(left.name.startswith(SPARE_NAMES) for left in store.ledger.unfinished()))
+                until(lambda: not store.ledger.is_work_left())
 
     def logs(self) -> str:
         """The last words of both daemons."""

@@ -19,7 +19,7 @@ from dmthin.containerd.config import SnapshotterPlan, opened
 from dmthin.containerd.snapshotter import MAX_SIZE, REFERENCE, Mount, Snapshotter
 from dmthin.errors import AlreadyExists, DmthinError, NotFound
 from dmthin.kernel import mount
-from dmthin.store.model import Kind, SnapshotKind, State
+from dmthin.store.model import SPARE_NAMES, Kind, SnapshotKind, State
 from dmthin.store.store import Store
 from dmthin.units import MIB
 from tests import snapshots_client as client
@@ -70,9 +70,9 @@ def _active(snapshotter: Snapshotter) -> None:
 def _two_children(snapshotter: Snapshotter) -> None:
     """So that there is a spare for the third."""
     for number in (1, 2):
-        with suppress(AlreadyExists):
-            snapshotter.prepare(f"child-{number}", "base", {})
+        snapshotter.prepare(f"child-{number}", "base", {})
     _drain_spares(snapshotter)
+    assert [left.name for left in snapshotter._store.ledger.unfinished() if left.name.startswith(SPARE_NAMES)]
 
 
 def _drain_spares(snapshotter: Snapshotter) -> None:
