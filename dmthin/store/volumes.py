@@ -368,11 +368,10 @@ class Volumes:
 
         A pool that somebody has taken down is not brought up for that: the next change does both.
         """
-        if pool is None and not self.is_pool_up():
-            return
         try:
-            with nullcontext(pool) if pool else self._change() as active:
-                self.end(active, volume)
+            if pool or self.is_pool_up():
+                with nullcontext(pool) if pool else self._change() as active:
+                    self.end(active, volume)
         except DmthinError as error:
             logger.warning("the unfinished %s stays for now: %s", volume.title, error)
 
