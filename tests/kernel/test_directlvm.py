@@ -17,9 +17,9 @@ from dmthin.store.create import create_store
 from dmthin.store.store import Store
 from dmthin.units import GIB, KIB, METADATA_BLOCK, MIB
 from tests.kernel import rigs, test_crash
+from tests.kernel.cli.command import Command, paste
 from tests.kernel.conftest import check_store, kernel_state, take_down
 from tests.kernel.rigs import Oracle
-from tests.kernel.test_cli import Command, paste
 from tests.kernel.test_pool_growth import again, exhaust, forget_foreign_volumes, raw_volume, sizes, written
 
 OPTIONS = ("dm.basesize=256M",)

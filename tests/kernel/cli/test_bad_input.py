@@ -1,0 +1,189 @@
+"""Every sort of bad input to the `dmthin` command: one clear line, and nothing has changed."""
+
+import json
+import os
+import re
+import shutil
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from dmthin.cli import main
+from dmthin.kernel import loop, mount
+from dmthin.store.schema import SCHEMA_VERSION
+from dmthin.store.store import Store
+from dmthin.units import GIB, MIB
+from tests.kernel.cli.command import COMMAND, Command, picture
+
+BAD = [
+    (2, "list --storage-opt dm.basesise=10G", r"unknown storage option 'dm\.basesise': did you mean dm\.basesize\?"),
+    (2, "list --storage-opt dm.thinp_percent=95", r"dm\.thinp_percent has no effect without dm\.directlvm_device: .*"),
+    (2, "list --storage-opt dm.blocksize=128K", r"dm\.blocksize=128K differs from the 64K of this store: .*"),
+    (2, "list --storage-opt dm.basesize=1M", r"1M is too small for ext4: give at least 16M"),
+    (2, "list --storage-opt dm.basesize=128M", r"dm\.basesize=128M is less than this store's 256M: it only grows"),
+    (2, "list -o nonsense", r"unknown field 'nonsense': there is name, .*"),
+    (2, "container resize web big", r"size: 'big' is not a size: .*"),
+    (2, "container resize web 20%", r"size: '20%' is not a size: sizes only grow; .*"),
+    (2, "container resize web 300000001", r"size: 300000001 is not a multiple of 1K: .*"),
+    (2, "container resize web 1M", r"the container web has 256M and cannot shrink to 1M: a volume only grows"),
+    (2, "container create image new --storage-opt size=many", r"size: 'many' is not a size: .*"),
+    (2, "container create image new --storage-opt size=1M", r"size 1M is less than the 256M of the image image: .*"),
+    (2, "container create image new --storage-opt sise=1G", r"unknown storage option 'sise'.*"),
+    (2, "container create image a/b", r"'a/b' is no name for a container: .*"),
+    (2, "image import @x {tree}", r"'@x' is no name for an image: .*"),
+    (2, "pool extend", r"there is nothing to extend: give --data-size, --metadata-size or both"),
+    (2, "pool extend --data-size 1G", r"the pool's data has 4G and cannot shrink to 1G: a thin pool only grows"),
+    (2, "pool extend --data-size 20000P", r".*'20000P' is more than any device can have: give a size below 8192P"),
+    (2, "pool extend --metadata-size 100G", r"the kernel uses no more than 15\.9G of metadata: give at most 15G"),
+    (2, "pool destroy", r"this needs a confirmation: the store .* 1 base, 1 image, 1 container; .*: give --yes .*"),
+    (2, "image import new {corrupt}", r".*corrupt\.tar.*"),
+    (2, "image import new {cut}", r".*cut\.tar\.gz.*"),
+    (3, "image import new /nowhere", r"/nowhere does not exist: .*"),
+    (3, "container create nothing new", r"there is no image 'nothing': see: dmthin list"),
+    (3, "container create web new", r"'web' is a container, not an image: see: dmthin list"),
+    (3, "container mount nothing", r"there is no container 'nothing': see: dmthin list"),
+    (3, "inspect web nothing", r"there is no volume 'nothing': see: dmthin list"),
+    (3, "image remove web", r"'web' is a container, not an image: see: dmthin list"),
+    (4, "container create image web", r"the name 'web' is in use by a container: choose another"),
+    (4, "container commit web image", r"the name 'image' is in use by an image: choose another"),
+    (4, "image import image {tree}", r"the name 'image' is in use by an image: choose another"),
+    (4, "pool create", r".* is a store already: see: dmthin pool status"),
+    (5, "image remove image", r"the image image has children: web: remove those first"),
+    (5, "container remove web", r"the container web is mounted at .*/mnt/web: run: dmthin container unmount web, .*"),
+    (5, "container mount web /proc", r"something else is mounted at /proc: choose another folder"),
+    (5, "pool deactivate", r"the container web is in use by .*: unmount it, or stop that, first"),
+    (5, "pool destroy --yes", r"the container web is in use by .*: unmount it, or stop that, first"),
+    (6, "image import new {big}", r".*big\.tar does not fit into an image of 256M: .*: give a larger --storage-opt .*"),
+]
+
+
+def test_bad_input_gets_one_clear_line_and_changes_nothing(
+    dmthin: Command, store: Store, image: str, tree: Path, scratch: Path, big_tar: Path
+) -> None:
+    corrupt, cut = scratch / "corrupt.tar", scratch / "cut.tar.gz"
+    corrupt.write_bytes(b"no tar at all\n" * 1000)
+    subprocess.run(["tar", "-czf", cut, "-C", "/usr/bin", "perl"], check=True)
+    os.truncate(cut, cut.stat().st_size // 2)
+    places = {"tree": tree, "corrupt": corrupt, "cut": cut, "big": big_tar}
+    dmthin.ok("container", "create", image, "web")
+    dmthin.ok("container", "mount", "web")
+    before = picture(store)
+    for status, line, message in BAD:
+        words = dmthin.fails(status, *line.format(**places).split())
+        assert re.fullmatch(message, words), (line, words)
+        assert picture(store) == before, line
+        quiet = dmthin(*line.format(**places).split(), "--json") if status != 6 else None
+        if quiet:
+            assert json.loads(quiet.err)["error"]["exit_code"] == status
+
+
+def test_a_folder_that_is_no_store(capsys: pytest.CaptureFixture[str], scratch: Path) -> None:
+    no_store = Command(scratch, capsys)
+    assert no_store.fails(3, "list") == f"{scratch} is not a store: make one with: dmthin pool create"
+    with closing(sqlite3.connect(scratch / "ledger.db")) as other:
+        other.execute("CREATE TABLE somebody_elses (x)")
+    assert no_store.fails(3, "pool", "status").startswith(f"{scratch}/ledger.db is not a ledger of dmthin")
+    (scratch / "ledger.db").unlink()
+    (scratch / "data").touch()
+    assert no_store.fails(4, "pool", "create").startswith(f"{scratch}/data exists already")
+    assert [path.name for path in scratch.iterdir()] == ["data"]
+
+
+def test_a_store_of_a_newer_dmthin(dmthin: Command, store: Store) -> None:
+    with closing(sqlite3.connect(store.layout.ledger)) as ledger:
+        (version,) = ledger.execute("PRAGMA user_version").fetchone()
+        ledger.execute("PRAGMA user_version = 99")
+        try:
+            for words in (["list"], ["pool", "status"], ["pool", "destroy", "--yes"]):
+                assert dmthin.fails(9, *words).endswith(f"(schema 99, this one knows {SCHEMA_VERSION}): upgrade dmthin")
+        finally:
+            ledger.execute(f"PRAGMA user_version = {version}")
+
+
+def test_a_full_host_disk_at_creation(fresh: Command) -> None:
+    fresh.root.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8M", "none", str(fresh.root)], check=True)
+    try:
+        assert fresh.fails(6, "pool", "create").startswith(f"the file system of {fresh.root} has only ")
+        assert list(fresh.root.iterdir()) == []
+    finally:
+        mount.unmount(fresh.root)
+
+
+def test_a_pool_that_another_store_holds(
+    dmthin: Command, store: Store, scratch: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name, second = store.pool.status().name, Command(scratch / "second", capsys)
+    words = second.fails(5, "pool", "create", "--storage-opt", f"dm.thinpooldev={name}")
+    assert words.startswith(f"the pool {name} is in use by another store or program")
+    assert not second.root.exists()
+    dmthin.ok("pool", "deactivate")
+    store.ledger.close()
+    shutil.copytree(store.layout.root, second.root, ignore=shutil.ignore_patterns("data", "mnt"))
+    with (second.root / "data").open("wb") as data:
+        data.truncate(4 * GIB)
+    dmthin.ok("pool", "activate")
+    words = second.fails(4, "pool", "activate")
+    assert words.startswith(f"the pool {name} is held by another store, on {store.layout.root}/data")
+
+
+def test_devices_that_carry_data_are_refused_until_confirmed(fresh: Command, scratch: Path) -> None:
+    devices = {}
+    for name, size in (("data", 256 * MIB), ("metadata", 16 * MIB)):
+        with (scratch / name).open("wb") as file:
+            file.truncate(size)
+        devices[name] = loop.attach(scratch / name)
+    try:
+        subprocess.run(["mkfs.ext4", "-q", devices["data"].node], check=True)
+        options = [
+            *("--storage-opt", f"dm.datadev={devices['data'].node}"),
+            *("--storage-opt", f"dm.metadatadev={devices['metadata'].node}"),
+        ]
+        carries = f"{devices['data'].node} carries data (ext4)"
+        assert fresh.fails(4, "pool", "create", *options) == f"{carries}: give --force to overwrite it"
+        words = fresh.fails(2, "pool", "create", "--force", *options)
+        assert words == f"this needs a confirmation: {carries}, and would be overwritten: give --yes to go on"
+        assert not fresh.root.exists()
+        fresh.ok("pool", "create", "--force", "--yes", *options)
+        assert fresh.fails(2, "pool", "extend", "--data-size", "1G").startswith(f"{devices['data'].node} has only 256M")
+        assert fresh.ok("pool", "extend").err == "data: 256M as before\nmetadata: 16M as before\n"
+        os.truncate(scratch / "data", 512 * MIB)
+        devices["data"].refresh_size()
+        assert fresh.ok("pool", "extend").err == "data: 256M -> 512M\nmetadata: 16M as before\n"
+        assert fresh.ok("--json", "pool", "trim").json == {"reclaimed": None}
+        assert f"the content of its devices: {devices['data'].node}" in fresh.fails(2, "pool", "destroy")
+        fresh.ok("pool", "destroy", "--yes")
+    finally:
+        for device in devices.values():
+            device.detach()
+
+
+def test_without_rights(dmthin: Command, store: Store) -> None:
+    dmthin.ok("list")
+    for words in (["list"], ["container", "mount", "web"], ["pool", "create"]):
+        reading, writing = os.pipe()
+        child = os.fork()
+        if not child:
+            os.dup2(writing, 2)
+            sys.stderr = os.fdopen(2, "w", closefd=False)
+            os.setresuid(65534, 65534, 65534)
+            os._exit(main(["--root", str(store.layout.root), *words]))
+        os.close(writing)
+        with open(reading) as stream:
+            said = stream.read()
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 8, said
+        assert re.fullmatch(r"dmthin: .*: run this as root\n", said)
+
+
+def test_a_kernel_without_device_mapper(scratch: Path) -> None:
+    """Its control node is hidden by a mount that only the command sees."""
+    hide = "mount -t tmpfs none /dev/mapper && exec \"$@\""
+    line = ["unshare", "--mount", "sh", "-c", hide, "sh", *COMMAND, "--root", str(scratch / "new"), "pool", "create"]
+    done = subprocess.run(line, capture_output=True, text=True, check=False)
+    assert done.returncode == 9
+    assert done.stderr == "dmthin: this kernel has no device-mapper: load it with: modprobe dm-thin-pool\n"
+    assert not (scratch / "new").exists()
