@@ -64,15 +64,17 @@ class Body:
 
 
 async def apply(job: Job, body: Body) -> int:
-    """Unpack a layer's tar; the bytes of its files. Raises what the unpacker raises."""
+    """Unpack a layer's tar; the bytes of its files. Raises what the unpacker does, and ConnectionError."""
     async with _started(job, feeds=True) as (running, report):
         stdin = running.stdin
         assert stdin is not None
-        with suppress(BrokenPipeError, ConnectionResetError):  # the report says why it ended
-            async for piece in body.pieces():
+        async for piece in body.pieces():
+            try:
                 stdin.write(piece)
                 await stdin.drain()
-            stdin.close()
+            except (BrokenPipeError, ConnectionResetError):
+                break  # the report says why it ended
+        stdin.close()
         return await _result(running, report)
 
 

@@ -5,12 +5,15 @@ import os
 import random
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from aiohttp import web
 
+from dmthin.docker import streams
 from dmthin.docker.streams import Body
 
 HEAD = b"POST / HTTP/1.1\r\nHost: plugin\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -107,3 +110,32 @@ def test_a_sender_that_leaves_in_the_middle(tmp_path: Path) -> None:
     assert pieces
     assert b"".join(sent).startswith(b"".join(pieces))
     assert end.endswith(b"Error")
+
+
+def test_a_sender_that_is_gone_ends_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What reads the tar gets no end of it, and would wait for that for ever."""
+
+    class Broken:
+        async def pieces(self) -> AsyncIterator[bytes]:
+            yield b"the first"
+            raise ConnectionResetError
+
+    @asynccontextmanager
+    async def started(*_: object, **__: object) -> AsyncIterator[tuple[asyncio.subprocess.Process, int]]:
+        running = await asyncio.create_subprocess_exec(
+            "cat", stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.DEVNULL
+        )
+        try:
+            yield running, -1
+        finally:
+            running.kill()
+            await running.wait()
+
+    async def apply() -> None:
+        job: Any = None
+        body: Any = Broken()
+        await asyncio.wait_for(streams.apply(job, body), 20)
+
+    monkeypatch.setattr(streams, "_started", started)
+    with pytest.raises(ConnectionResetError):
+        asyncio.run(apply())
