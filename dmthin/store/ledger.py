@@ -36,7 +36,9 @@ class Ledger:
     def __init__(self, path: Path) -> None:
         """Open the ledger. Raises NotFound where there is none, Unavailable for a newer schema or another file."""
         self._path = path
-        self._local = threading.local()
+        self._connections: dict[int, sqlite3.Connection] = {}
+        """By thread. A forked child drops what is in a threading.local of the other threads, and must close none of
+        their connections: the locks in SQLite are as they were at the fork, and nobody is there to release them."""
         self._writing = threading.Lock()
         self._log = GroupSync(schema.log(path))
         if not block.exists(path):
@@ -51,9 +53,9 @@ class Ledger:
             raise
 
     def close(self) -> None:
-        """Close this thread's connection."""
-        connection: sqlite3.Connection | None = self._local.__dict__.pop("connection", None)
-        if connection is not None:
+        """Close the connections of all threads; may be called twice."""
+        while self._connections:
+            _, connection = self._connections.popitem()
             connection.close()
 
     def remove(self) -> None:
@@ -299,10 +301,9 @@ class Ledger:
 
     @property
     def _connection(self) -> sqlite3.Connection:
-        connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
-        if connection is None:
-            connection = schema.connect(self._path)
-            self._local.connection = connection
+        thread = threading.get_ident()  # one that has ended leaves its connection to the next of this number
+        if (connection := self._connections.get(thread)) is None:
+            connection = self._connections[thread] = schema.connect(self._path)
         return connection
 
     def _one(self, query: str, *values: object) -> tuple[object, ...] | None:

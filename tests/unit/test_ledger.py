@@ -217,6 +217,29 @@ def test_a_ledger_that_lost_its_log_in_a_copy_has_it_again(ledger: Ledger, locks
     add(Ledger(copy), locks, "image")
 
 
+def test_a_fork_closes_no_connection_of_another_thread(ledger: Ledger) -> None:
+    """They share locks in memory, which some thread may have had just then: a guard would wait for them for ever."""
+    done = threading.Event()
+
+    def use() -> None:
+        ledger.volumes()
+        done.wait()
+
+    threads = [threading.Thread(target=use) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    until(lambda: len(ledger._connections) == 5)
+    pid = os.fork()
+    if not pid:
+        alive = all(connection.total_changes >= 0 for connection in ledger._connections.values())
+        os._exit(0 if alive and len(ledger._connections) == 5 else 1)
+    _, status = os.waitpid(pid, 0)
+    done.set()
+    for thread in threads:
+        thread.join()
+    assert status == 0
+
+
 def test_what_is_no_store_is_named(tmp_path: Path) -> None:
     with pytest.raises(NotFound, match="is not a store: make one with: dmthin pool create"):
         Ledger(tmp_path / "ledger.db")
