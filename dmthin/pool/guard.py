@@ -19,6 +19,9 @@ from dmthin.kernel.devicemapper import DeviceInfo, DeviceMapper
 from dmthin.kernel.dmerrors import KernelInvalid
 from dmthin.kernel.dmioctl import IoctlDeviceMapper
 
+_START_SECONDS = 5.0
+_STARTS = 3
+_BEGUN = b"."
 _SUSPEND_SECONDS = 10.0
 _END_SECONDS = 2.0
 _INTERRUPTED_EVERY_SECONDS = 0.02
@@ -40,6 +43,48 @@ class Guard:
         self._hold = -1
 
     def __enter__(self) -> Self:
+        ready = self._start()
+        try:
+            self._await_suspend(ready)
+        except BaseException:
+            if self._finish(interrupt=True):
+                self._resume()
+            raise
+        finally:
+            os.close(ready)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._finish():
+            self._resume()
+
+    def _start(self) -> int:
+        """Start the guard; the pipe on which it tells of itself.
+
+        A fork of a process with threads may hang before it comes to our code, in a lock that another thread had. It has
+        not suspended anything then, so it is killed, and another one started. Raises TimeLimit.
+        """
+        for _ in range(_STARTS):
+            ready = self._fork()
+            try:
+                if _is_readable(ready, _START_SECONDS) and os.read(ready, len(_BEGUN)) == _BEGUN:
+                    return ready
+            except BaseException:
+                self._kill(ready)
+                raise
+            self._kill(ready)
+        raise TimeLimit(f"the guard of the device {self._name} does not start", hint="try again")
+
+    def _kill(self, ready: int) -> None:
+        """End a guard that has not begun; if it has by now, undo what it did."""
+        os.kill(self._pid, signal.SIGKILL)
+        os.waitpid(self._pid, 0)
+        if os.read(ready, len(_BEGUN)):
+            self._resume()
+        os.close(ready)
+        os.close(self._hold)
+
+    def _fork(self) -> int:
         ready_read, ready_write = os.pipe2(os.O_CLOEXEC)
         hold_read, self._hold = os.pipe2(os.O_CLOEXEC)
         # A signal between the fork and the guard's own code would run our handlers in the guard.
@@ -52,24 +97,10 @@ class Guard:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         os.close(ready_write)
         os.close(hold_read)
-        try:
-            self._await_suspend(ready_read)
-        except BaseException:
-            if self._finish(interrupt=True):
-                self._resume()
-            raise
-        finally:
-            os.close(ready_read)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._finish():
-            self._resume()
+        return ready_read
 
     def _await_suspend(self, ready: int) -> None:
-        poller = select.poll()
-        poller.register(ready, select.POLLIN)
-        if not poller.poll(_SUSPEND_SECONDS * 1000):
+        if not _is_readable(ready, _SUSPEND_SECONDS):
             raise TimeLimit(
                 f"the device {self._name} did not come to rest within {_SUSPEND_SECONDS:g} s",
                 hint="see: dmthin pool status",
@@ -114,6 +145,13 @@ def resume(dm: DeviceMapper, name: str) -> DeviceInfo:
         return info
 
 
+def _is_readable(fd: int, seconds: float) -> bool:
+    """Whether there is something to read, or the other side is gone, within so many seconds."""
+    poller = select.poll()
+    poller.register(fd, select.POLLIN)
+    return bool(poller.poll(seconds * 1000))
+
+
 def _interrupted(*_: object) -> None:
     """A signal ends a suspend that waits, and not the guard, which alone can undo one that came about all the same."""
 
@@ -136,6 +174,7 @@ def _guard(name: str, ready: int, hold: int, keep: int) -> NoReturn:
             signal.signal(number, _interrupted)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
         with IoctlDeviceMapper() as dm:
+            os.write(ready, _BEGUN)
             try:
                 dm.suspend(name)
             except DmthinError as error:

@@ -4,9 +4,11 @@ import hashlib
 import os
 import random
 import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import Any, NoReturn
 
 import pytest
 
@@ -273,6 +275,39 @@ def test_guards_end_in_any_order(dm: IoctlDeviceMapper, scratch: Path) -> None:
             assert dm.info(name).suspended
             stack.close()
             assert active(dm.info(name))
+
+
+@pytest.mark.parametrize("hung", [1, 3])
+def test_a_guard_that_hangs_before_it_begins_is_replaced(
+    dm: IoctlDeviceMapper, scratch: Path, monkeypatch: pytest.MonkeyPatch, hung: int
+) -> None:
+    """As a fork of many threads may, in a lock that another of them had; and no signal but one reaches it."""
+    begin = guard._guard
+
+    def hang(*arguments: Any) -> NoReturn:
+        mark = scratch / "hung"
+        with mark.open("a") as file:
+            file.write("x")
+        if mark.stat().st_size <= hung:
+            time.sleep(1000)
+        begin(*arguments)
+
+    monkeypatch.setattr(guard, "_guard", hang)
+    monkeypatch.setattr(guard, "_START_SECONDS", 1.0)
+    with rigs.pool(dm, scratch) as rig:
+        rig.thin(0)
+        name = rig.volume(0, MIB).name
+        before = os.listdir("/proc/self/fd")
+        if hung < guard._STARTS:
+            with Guard(name):
+                assert dm.info(name).suspended
+        else:
+            with pytest.raises(TimeLimit, match="does not start"), Guard(name):
+                pass
+        assert active(dm.info(name))
+        assert os.listdir("/proc/self/fd") == before
+        with pytest.raises(ChildProcessError):
+            os.waitpid(-1, os.WNOHANG)
 
 
 def test_no_guard_process_and_no_descriptor_is_left(dm: IoctlDeviceMapper, scratch: Path) -> None:
