@@ -126,9 +126,7 @@ class Snapshotter:
         """Return once the space of what was removed is back."""
         self._store.snapshots.spares.drop_orphans()
         self._store.snapshots.behind.drain()
-        if self._store.ledger.is_work_left():
-            with self._store.change():
-                pass
+        self._store.end_leftovers()
 
     def _publish(self, key: str, parent: str, labels: Labels, reference: str) -> bool:
         """Let a layer that the store holds be found under a name of this snapshotter; False if there is none.

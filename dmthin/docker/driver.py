@@ -157,9 +157,7 @@ class Driver:
         """End what removals had to leave to the last user of a device, if that has gone; extend a pool that is due."""
         if (store := self._store) is None:
             return
-        if store.ledger.is_work_left():
-            with store.change():
-                pass
+        store.end_leftovers()
         if store.pool.extend_if_due():
             report = store.pool.status()
             logger.info("extended the pool: data %d, metadata %d bytes", report.data_size, report.metadata_size)

@@ -106,6 +106,15 @@ class Store:
                     self.keeper.recover()
         raise Unavailable(f"the pool of {self.layout.root} does not stay up", hint="see: dmthin pool status, and dmesg")
 
+    def end_leftovers(self) -> None:
+        """End what removals left to the last user of a device, if that has gone, and what processes that died left.
+
+        Where there is nothing of that sort, a pool that is down stays down.
+        """
+        if self.ledger.is_work_left():
+            with self.change():
+                pass
+
 
 def _with_stored(given: dict[str, str], record: StoreRecord) -> StorageOptions:
     """The store's options with the given ones before them. Raises InvalidValue for one that the pool cannot follow."""

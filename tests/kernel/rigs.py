@@ -17,7 +17,7 @@ from pathlib import Path
 
 from dmthin.errors import DmthinError
 from dmthin.kernel import block, loop
-from dmthin.kernel.devicemapper import DeviceMapper, Target
+from dmthin.kernel.devicemapper import DeviceInfo, DeviceMapper, Target
 from dmthin.kernel.dmioctl import EventPoll
 from dmthin.kernel.thin import PoolMode, PoolStatus, PoolTable
 from dmthin.pool.thinpool import ThinPool
@@ -324,3 +324,8 @@ def await_mode(rig: Rig, mode: PoolMode) -> PoolStatus:
 def outcome(pid: int) -> int:
     """Wait for a child: its exit status, negative for a signal."""
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def active(info: DeviceInfo) -> bool:
+    """Whether a device is up, and nothing is pending for it."""
+    return (info.live_table, info.inactive_table, info.suspended, info.deferred_remove) == (True, False, False, False)

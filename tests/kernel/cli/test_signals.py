@@ -43,7 +43,7 @@ def test_a_signal_in_an_import_leaves_nothing(
 ) -> None:
     before = picture(store)
     process = importing(store.layout.root)
-    until(lambda: any(entry.target.startswith(f"{store.layout.root}/work/") for entry in mount.table()))
+    until(lambda: any(entry.target.startswith(f"{store.layout.work}/") for entry in mount.table()))
     process.send_signal(number)
     _, err = process.communicate()
     assert process.returncode == status
@@ -54,7 +54,7 @@ def test_a_signal_in_an_import_leaves_nothing(
 
 def test_impatience_leaves_no_traceback(store: Store, image: str) -> None:
     process = importing(store.layout.root)
-    until(lambda: any(entry.target.startswith(f"{store.layout.root}/work/") for entry in mount.table()))
+    until(lambda: any(entry.target.startswith(f"{store.layout.work}/") for entry in mount.table()))
     for _ in range(5):
         process.send_signal(signal.SIGINT)
         time.sleep(0.01)
