@@ -75,7 +75,7 @@ class Unpacker:
 
     With `layer`, entries are those of an image's layer, applied to the tree of the layer below: names that begin
     with `.wh.` say what is gone, and zeros in the data of files become holes, since a tar has none. The names
-    that the layer makes are kept in memory then, because `.wh..wh.opq` spares them.
+    that the layer makes are kept in memory then, because `.wh..wh..opq` spares them.
 
     `apply` raises InvalidValue for an entry that cannot be, NoDataSpace when the volume is full (the message
     names the entry; the caller knows the volume and may add its size to `hint`), NotPermitted, KernelError.

@@ -1,4 +1,4 @@
-"""The marks of a layer that say what is gone: `.wh.NAME`, `.wh..wh.opq` and what else aufs left behind.
+"""The marks of a layer that say what is gone: `.wh.NAME`, `.wh..wh..opq` and what else aufs left behind.
 
 Described in the OCI image specification, layer.md, "Whiteouts"; that names which begin with `.wh..wh.` at the
 root are aufs' own, and `.wh..wh.plnk` holds files for hard links to lead to, is Docker's.
@@ -9,7 +9,7 @@ from enum import Enum, auto
 
 PREFIX = b".wh."
 _OWN = b".wh..wh."
-_OPAQUE = b".wh..wh.opq"
+_OPAQUE = b".wh..wh..opq"
 LINKED = b".wh..wh.plnk"
 
 

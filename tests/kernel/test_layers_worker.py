@@ -177,7 +177,7 @@ HOSTILE: dict[str, tuple[list[tuple[tarfile.TarInfo, bytes]], str]] = {
     "a link upwards": ([link("w", "../../outside"), folder("outside"), member("w/file", b"x")], "outside/file"),
     "a swapped link": ([folder("d"), member("d/a"), link("d", "/"), member("d/proof", b"x")], "proof"),
     "a whiteout behind a link": ([folder("outside"), link("w", "../outside"), member("w/.wh.file")], "outside"),
-    "an opaque mark behind a link": ([link("w", "../.."), member("w/.wh..wh.opq"), member("z")], "z"),
+    "an opaque mark behind a link": ([link("w", "../.."), member("w/.wh..wh..opq"), member("z")], "z"),
     "a link in proc": ([link("w", "/proc/self/root"), folder("proc/self/root"), member("w/f")], "proc/self/root/f"),
     "a deep path": ([member("d/" * 1000 + "f", b"x")], "d/" * 1000 + "f"),
 }

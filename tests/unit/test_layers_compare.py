@@ -260,10 +260,10 @@ def test_sockets_are_as_if_they_were_not_there(pair: Pair, monkeypatch: pytest.M
 
 def test_names_that_no_layer_can_express_are_told_of(pair: Pair, caplog: pytest.LogCaptureFixture) -> None:
     (pair.new / ".wh.x").touch()
-    (pair.new / "d/.wh..wh.opq").mkdir()
-    (pair.new / "d/.wh..wh.opq/f").touch()
+    (pair.new / "d/.wh..wh..opq").mkdir()
+    (pair.new / "d/.wh..wh..opq/f").touch()
     assert pair.changes() == []
-    assert "left out d/.wh..wh.opq, whose name no layer can express" in caplog.text
+    assert "left out d/.wh..wh..opq, whose name no layer can express" in caplog.text
 
 
 def test_a_file_that_shrinks_is_filled_up(pair: Pair, caplog: pytest.LogCaptureFixture) -> None:

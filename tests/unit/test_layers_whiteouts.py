@@ -14,7 +14,7 @@ from dmthin.layers.unpack import Unpacked, Unpacker, unpack
 from tests.unit.test_layers_tar import member, tar
 
 DIRECTORY, SYMLINK, HARDLINK = tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE
-OPAQUE = ".wh..wh.opq"
+OPAQUE = ".wh..wh..opq"
 Member = tuple[tarfile.TarInfo, bytes]
 
 
@@ -140,6 +140,31 @@ def test_an_opaque_root(tree: Tree) -> None:
     assert tree.files() == ["d/new", "new"]
 
 
+@pytest.mark.parametrize(
+    "mark",
+    [
+        member("d/.wh..wh..opq"),
+        member("d/.wh..wh..opq", type=DIRECTORY, mode=0o755),
+        member("d/.wh..wh..opq", type=HARDLINK, linkname="d/new"),
+        member("d/.wh..wh..opq", b"with content"),
+        member("l/.wh..wh..opq"),
+    ],
+    ids=["a file", "a directory", "a hard link", "with content", "behind a link"],
+)
+def test_an_opaque_mark_of_any_type_empties_and_is_not_made(tree: Tree, mark: Member) -> None:
+    """The name is Docker's WhiteoutOpaqueDir, which the engine tests compare with a layer of dockerd's."""
+    tree.make("d/old", "d/.old", "d/sub/.old")
+    (tree.root / "l").symlink_to("d")
+    tree.apply(member("d/new", b"1"), member("d/sub/.new", b"2"), mark, member("d/.later", b"3"))
+    assert tree.files() == ["d/.later", "d/new", "d/sub/.new", "l"]
+
+
+def test_the_opaque_mark_of_aufs_without_its_second_dot_is_an_ordinary_whiteout(tree: Tree) -> None:
+    tree.make("d/.wh.opq", "d/old")
+    tree.apply(member("d/.wh..wh.opq"))
+    assert tree.files() == ["d/old"]
+
+
 def test_what_was_unpacked_through_a_link_is_spared_at_its_real_place(tree: Tree) -> None:
     tree.make("usr/lib/old")
     (tree.root / "lib").symlink_to("usr/lib")
@@ -221,8 +246,8 @@ def test_below_the_root_such_names_are_whiteouts(tree: Tree) -> None:
 
 
 def test_an_archive_that_is_no_layer_keeps_such_names(tree: Tree) -> None:
-    unpack(io.BytesIO(tar(member(".wh.a", b"x"), member("d/.wh..wh.opq"))), tree.root, keep_owners=False)
-    assert tree.files() == [".wh.a", "d/.wh..wh.opq"]
+    unpack(io.BytesIO(tar(member(".wh.a", b"x"), member("d/.wh..wh..opq"))), tree.root, keep_owners=False)
+    assert tree.files() == [".wh.a", "d/.wh..wh..opq"]
 
 
 ZEROS = bytes(64 << 10)

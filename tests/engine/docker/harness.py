@@ -13,6 +13,8 @@ from tests.engine.daemons import PATH, Daemon, Failed, last_words, listens
 from tests.waiting import PATIENCE, until
 
 PLUGINS = Path("/run/docker/plugins")
+BUILT_IN = frozenset({"devicemapper", "overlay2", "vfs"})
+"""Drivers of dockerd's own, which need no dmthin."""
 
 
 class Docker:
@@ -46,7 +48,7 @@ class Docker:
 
     def start(self) -> None:
         """Start what does not run, and wait until it answers."""
-        if self.driver not in ("devicemapper", "vfs") and not self.dmthin.runs:
+        if self.driver not in BUILT_IN and not self.dmthin.runs:
             self.dmthin.start()
             until(lambda: listens(self.plugin))
         if not self.dockerd.runs:
