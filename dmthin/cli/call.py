@@ -33,7 +33,7 @@ class Call:
 
     def volume_size(self) -> int | None:
         """The bytes of --storage-opt size=, None where it is not given."""
-        from dmthin.store.options import parse_volume_size
+        from dmthin.store.config.options import parse_volume_size
 
         return parse_volume_size(self.options.volume_options)
 

@@ -50,7 +50,7 @@ def unmount(call: Call) -> None:
 
 def resize(call: Call) -> None:
     """Let a container and its file system grow."""
-    from dmthin.store.model import Kind
+    from dmthin.store.state.model import Kind
 
     name = call.arguments.name
     request = parse_request(call.arguments.size, "size")
@@ -77,7 +77,7 @@ def commit(call: Call) -> None:
 
 def remove(call: Call) -> None:
     """Remove a container."""
-    from dmthin.store.model import Kind
+    from dmthin.store.state.model import Kind
 
     name, force = call.arguments.name, call.arguments.force
     with call.store() as store:

@@ -9,7 +9,7 @@ from dmthin.cli.output import one_line
 from dmthin.cli.sizes import human
 
 if TYPE_CHECKING:
-    from dmthin.store.views import VolumeUsage, VolumeView
+    from dmthin.store.report import VolumeUsage, VolumeView
 
 T = TypeVar("T")
 UNKNOWN = "-"

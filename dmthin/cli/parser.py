@@ -160,9 +160,7 @@ def _add_pool(nouns: Any) -> None:
         "dmthin pool create --storage-opt dm.basesize=20G --storage-opt dm.fs=xfs --dry-run",
     )
     verb.add_argument("--force", action="store_true", help="overwrite a block device that carries data, once confirmed")
-    verb = _verb(
-        noun, "status", "pool:status", "how the pool is", "dmthin pool status", "dmthin --json pool status"
-    )
+    verb = _verb(noun, "status", "pool:status", "how the pool is", "dmthin pool status", "dmthin --json pool status")
     verb.add_argument("-p", dest="exact", action="store_true", help="print sizes as exact bytes")
     verb = _verb(
         noun,
@@ -290,9 +288,7 @@ def _add_survey(nouns: Any) -> None:
         note="MAPPED is what a volume refers to, EXCLUSIVE what would come back without it. Brings the pool up.",
     )
     _listing(verb)
-    verb = _verb(
-        nouns, "inspect", "survey:inspect", "tell all that is known of volumes, as JSON", "dmthin inspect web"
-    )
+    verb = _verb(nouns, "inspect", "survey:inspect", "tell all that is known of volumes, as JSON", "dmthin inspect web")
     verb.add_argument("names", metavar="NAME", nargs="+")
 
 

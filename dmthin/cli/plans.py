@@ -14,12 +14,12 @@ from dmthin.kernel.dmsetup import create_arguments, load_arguments
 from dmthin.kernel.thin import MAX_DEVICE_ID, ThinTable
 from dmthin.pool import filesystem
 from dmthin.pool.filesystem import FileSystem
-from dmthin.store import views
-from dmthin.store.bases import base_name
-from dmthin.store.model import Kind, StoreRecord, Volume, check_name
-from dmthin.store.poolkeeper import pool_table
+from dmthin.store import report
+from dmthin.store.lifecycle.pool_lifecycle import pool_table
+from dmthin.store.report import VolumeView
+from dmthin.store.state.model import Kind, StoreRecord, Volume, check_name
 from dmthin.store.store import Store
-from dmthin.store.views import VolumeView
+from dmthin.store.volumes.bases import base_name
 from dmthin.units import format_exact
 
 _LEDGER = "# dmthin also writes its ledger: what these lines make or remove by hand, it does not know of"
@@ -28,7 +28,7 @@ _LEDGER = "# dmthin also writes its ledger: what these lines make or remove by h
 def pool_activate(store: Store) -> list[str]:
     """Loops and the pool's device, as far as they are not there. The next change by dmthin finds them."""
     record, layout = store.ledger.store(), store.layout
-    pool = store.keeper.pool(record)
+    pool = store.lifecycle.pool(record)
     if pool.is_active():
         return ["# the pool is active already"]
     if record.pool:
@@ -44,7 +44,7 @@ def pool_activate(store: Store) -> list[str]:
 
 def pool_extend(store: Store, data_size: int | None, metadata_size: int | None) -> list[str]:
     """Longer files, loops that notice, and the pool's table anew. Raises what extending does."""
-    record = store.keeper.require_growth(store.ledger.store(), data_size, metadata_size)
+    record = store.lifecycle.require_growth(store.ledger.store(), data_size, metadata_size)
     layout = store.layout
     lines: list[str] = []
     for backing, target in (
@@ -55,7 +55,7 @@ def pool_extend(store: Store, data_size: int | None, metadata_size: int | None) 
             lines += backing.grow_plan(target)
     if record.data_target is None and record.metadata_target is None:
         return ["# the pool has this size already"]
-    pool = store.keeper.pool(record)
+    pool = store.lifecycle.pool(record)
     now = pool.table()
     table = pool_table(record.data_target or now.size, now.data_device, now.metadata_device, record.block_size)
     return [*lines, _dmsetup(load_arguments(pool.name, [table.target()])), f"dmsetup resume {pool.name}"]
@@ -64,7 +64,7 @@ def pool_extend(store: Store, data_size: int | None, metadata_size: int | None) 
 def pool_deactivate(store: Store) -> list[str]:
     """Every device of the store, the pool last. Raises InUse for a volume that is mounted or open."""
     record = store.ledger.store()
-    active = [view for view in views.volumes(store) if view.device]
+    active = [view for view in report.volumes(store) if view.device]
     for view in active:
         if view.open_count:
             who = holders.describe(Path(str(view.device)).stat().st_rdev) or "something in the kernel"
@@ -77,7 +77,7 @@ def pool_deactivate(store: Store) -> list[str]:
     ]
     if record.pool:
         return lines
-    pool = store.keeper.pool(record)
+    pool = store.lifecycle.pool(record)
     if pool.info() is not None:
         lines.append(f"dmsetup remove {pool.name}")
     for backing in (store.layout.data(record), store.layout.metadata(record)):
@@ -92,7 +92,7 @@ def pool_destroy(store: Store) -> list[str]:
     files = [layout.ledger, layout.lock]
     if record.pool:
         lines += [f"dmsetup message {record.pool} 0 'delete {volume.device_id}'" for volume in store.ledger.volumes()]
-        if generation := store.keeper.status(record).transaction_id:
+        if generation := store.lifecycle.status(record).transaction_id:
             lines.append(f"dmsetup message {record.pool} 0 'set_transaction_id {generation} 0'")
     else:
         data, meta = layout.data(record), layout.metadata(record)
@@ -232,7 +232,7 @@ def image_remove(store: Store, name: str) -> list[str]:
     """Its blocks and its id. Raises InUse for one that has children."""
     image = store.ledger.ready(name, Kind.IMAGE)
     store.ledger.require_childless(image)
-    return _removal(store, views.volume(store, name))
+    return _removal(store, report.volume(store, name))
 
 
 def _removal(store: Store, view: VolumeView) -> list[str]:
@@ -252,7 +252,7 @@ def _activation(store: Store) -> list[str]:
 
 def _container(store: Store, name: str) -> VolumeView:
     store.ledger.ready(name, Kind.CONTAINER)
-    return views.volume(store, name)
+    return report.volume(store, name)
 
 
 def _next_id(store: Store) -> int:

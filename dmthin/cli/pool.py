@@ -34,7 +34,7 @@ def create(call: Call) -> None:
 
 def status(call: Call) -> None:
     """How the pool is; what needs attention goes to standard error."""
-    from dmthin.store.views import pool_warnings
+    from dmthin.store.report import pool_warnings
 
     with call.store() as store:
         root, report = str(store.layout.root), store.pool.status()

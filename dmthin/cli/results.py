@@ -6,7 +6,7 @@ from dmthin.cli.call import Call
 from dmthin.cli.fields import VOLUME_FIELDS, as_json
 
 if TYPE_CHECKING:
-    from dmthin.store.model import Volume
+    from dmthin.store.state.model import Volume
     from dmthin.store.store import Store
 
 
@@ -14,6 +14,6 @@ def tell_volume(call: Call, store: "Store", volume: "Volume", words: str) -> Non
     """Say what was done, or with --json give the volume as it is now."""
     call.output.say(words)
     if call.output.as_json:
-        from dmthin.store import views
+        from dmthin.store import report
 
-        call.output.document({"volume": as_json(views.volume(store, volume.name), VOLUME_FIELDS)})
+        call.output.document({"volume": as_json(report.volume(store, volume.name), VOLUME_FIELDS)})

@@ -12,8 +12,8 @@ from dmthin.units import METADATA_BLOCK, format_percent
 
 if TYPE_CHECKING:
     from dmthin.kernel.thin import PoolStatus
-    from dmthin.store.model import Volume
-    from dmthin.store.pools import PoolReport
+    from dmthin.store.lifecycle.pool import PoolReport
+    from dmthin.store.state.model import Volume
 
 
 def as_json(root: str, report: "PoolReport") -> dict[str, Any]:

@@ -11,8 +11,8 @@ from dmthin.cli.fields import USAGE_FIELDS, VOLUME_FIELDS, Form, as_json, shown
 from dmthin.cli.table import aligned, ask, describe
 
 if TYPE_CHECKING:
-    from dmthin.store.model import Kind
-    from dmthin.store.views import TreeNode, VolumeDetail
+    from dmthin.store.report import TreeNode, VolumeDetail
+    from dmthin.store.state.model import Kind
 
 _ALL = "name,kind,size,parent,file_system,state,created"
 _IMAGES = "name,size,parent,file_system,state,created"
@@ -29,24 +29,24 @@ def list_all(call: Call) -> None:
 
 def images(call: Call) -> None:
     """The images."""
-    from dmthin.store.model import Kind
+    from dmthin.store.state.model import Kind
 
     _list(call, _IMAGES, Kind.IMAGE)
 
 
 def containers(call: Call) -> None:
     """The containers."""
-    from dmthin.store.model import Kind
+    from dmthin.store.state.model import Kind
 
     _list(call, _CONTAINERS, Kind.CONTAINER)
 
 
 def tree(call: Call) -> None:
     """Which volume descends from which."""
-    from dmthin.store import views
+    from dmthin.store import report
 
     with call.store() as store:
-        nodes = views.tree(store)
+        nodes = report.tree(store)
     if call.output.as_json:
         call.output.document({"volumes": [_node_json(node) for node in nodes]})
         return
@@ -61,12 +61,12 @@ def du(call: Call) -> None:
         call.output.data(describe(USAGE_FIELDS))
         return
     table = ask(call.arguments, USAGE_FIELDS, _USAGE)
-    from dmthin.store import views
+    from dmthin.store import report
 
     with call.store() as store:
-        report = views.usage(store)
-    rows = table.sorted(report.volumes)
-    total = {"mapped": report.mapped, "exclusive": report.exclusive, "shared": report.shared}
+        use = report.usage(store)
+    rows = table.sorted(use.volumes)
+    total = {"mapped": use.mapped, "exclusive": use.exclusive, "shared": use.shared}
     if call.output.as_json:
         fields = table.columns if table.chosen else USAGE_FIELDS
         call.output.document({"volumes": [as_json(row, fields) for row in rows], "total": total})
@@ -77,10 +77,10 @@ def du(call: Call) -> None:
 
 def inspect(call: Call) -> None:
     """All that is known of some volumes: an array, as docker inspect prints it; with --json in an object."""
-    from dmthin.store import views
+    from dmthin.store import report
 
     with call.store() as store:
-        found = [_detail_json(detail) for detail in views.details(store, call.arguments.names)]
+        found = [_detail_json(detail) for detail in report.details(store, call.arguments.names)]
     if call.output.as_json:
         call.output.document({"volumes": found})
     else:
@@ -95,10 +95,10 @@ def _list(call: Call, default: str, *kinds: "Kind") -> None:
         call.output.data(describe(VOLUME_FIELDS))
         return
     table = ask(arguments, VOLUME_FIELDS, default)
-    from dmthin.store import views
+    from dmthin.store import report
 
     with call.store() as store:
-        rows = table.sorted(views.volumes(store, *kinds))
+        rows = table.sorted(report.volumes(store, *kinds))
     if call.output.as_json:
         fields = table.columns if table.chosen else VOLUME_FIELDS
         call.output.document({"volumes": [as_json(row, fields) for row in rows]})
@@ -143,5 +143,3 @@ def _speaks_utf8() -> bool:
     locale = next(filter(None, (os.environ.get(name) for name in ("LC_ALL", "LC_CTYPE", "LANG"))), "")
     written = (sys.stdout.encoding or "") if sys.stdout else ""
     return all("utf8" in name.lower().replace("-", "") for name in (locale, written))
-
-

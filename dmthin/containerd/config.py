@@ -9,10 +9,10 @@ from pathlib import Path
 from dmthin.containerd.snapshotter import Snapshotter
 from dmthin.containerd.usage import UsageCounter
 from dmthin.errors import DmthinError, InvalidValue
-from dmthin.store.behind import Behind
 from dmthin.store.create import ensure_store
-from dmthin.store.model import Kind
+from dmthin.store.state.model import Kind
 from dmthin.store.store import Store
+from dmthin.store.volumes.background import BackgroundQueue
 from dmthin.units import parse_size
 
 DEFAULT_NAME = "dmthin"
@@ -55,17 +55,21 @@ def opened(plans: Iterable[SnapshotterPlan], options: Iterable[str]) -> Iterator
             root = plan.root.absolute().resolve()
             if root not in stores:
                 store = stack.enter_context(ensure_store(root, options))
-                behind, counting, spares = Behind("containerd"), Behind("usage"), Behind("spares")
+                behind, counting, spares = (
+                    BackgroundQueue("containerd"),
+                    BackgroundQueue("usage"),
+                    BackgroundQueue("spares"),
+                )
                 for work in (behind, counting, spares):
                     stack.callback(work.close)
-                store.snapshots.behind = behind
-                store.snapshots.spares.behind = spares
-                stack.callback(store.snapshots.spares.close)
+                store.layers.behind = behind
+                store.layers.spares.behind = spares
+                stack.callback(store.layers.spares.close)
                 stores[root] = store, UsageCounter(store, counting)
                 with suppress(DmthinError):
                     store.pool.activate()
-                    store.snapshots.deactivate_idle(Kind.IMAGE)
-                    store.snapshots.prepare_base()
+                    store.layers.deactivate_idle(Kind.IMAGE)
+                    store.layers.prepare_base()
             store, usage = stores[root]
             snapshotters.append(Snapshotter(plan.name, store, usage, plan.size or store.options.base_size))
         yield snapshotters

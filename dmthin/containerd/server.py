@@ -19,7 +19,7 @@ from grpclib.server import Stream
 from dmthin.containerd import messages
 from dmthin.containerd.snapshotter import Mount, Snapshotter
 from dmthin.errors import DmthinError, InvalidValue, Unavailable
-from dmthin.store.model import Snapshot, SnapshotKind
+from dmthin.store.state.model import Snapshot, SnapshotKind
 
 logger = logging.getLogger(__name__)
 

@@ -12,8 +12,8 @@ from dmthin.containerd.usage import UsageCounter
 from dmthin.errors import AlreadyExists, DmthinError, InUse, InvalidValue, NotFound
 from dmthin.kernel.devicemapper import DeviceInfo
 from dmthin.pool import filesystem
-from dmthin.store.keyed import KeyedSnapshots, Labels
-from dmthin.store.model import Snapshot, SnapshotKind
+from dmthin.store.snapshots import Labels, Snapshots
+from dmthin.store.state.model import Snapshot, SnapshotKind
 from dmthin.store.store import Store
 from dmthin.units import parse_size
 
@@ -47,13 +47,13 @@ class Snapshotter:
         self._base_size = base_size
 
     @property
-    def _keyed(self) -> KeyedSnapshots:
-        return self._store.keyed
+    def _keyed(self) -> Snapshots:
+        return self._store.snapshots
 
     def prepare(self, key: str, parent: str, labels: Labels, *, view: bool = False) -> Mount:
         """Make an active snapshot, or a view; its mount.
 
-        Raises what `KeyedSnapshots.prepare` does; AlreadyExists too for a layer that the store holds: it is there under
+        Raises what `Snapshots.prepare` does; AlreadyExists too for a layer that the store holds: it is there under
         another name then, with the label REFERENCE, and containerd looks for it.
         """
         _require_key("key", key)
@@ -75,7 +75,7 @@ class Snapshotter:
         return self._mount(snapshot, self._keyed.activate(snapshot))
 
     def commit(self, name: str, key: str, labels: Labels, parent: str) -> None:
-        """Commit an active snapshot. Raises what `KeyedSnapshots.commit` does."""
+        """Commit an active snapshot. Raises what `Snapshots.commit` does."""
         _require_key("name", name)
         self._keyed.commit(self.name, name, key, labels, parent)
         logger.info("%s: committed %r as %r", self.name, key, name)
@@ -124,8 +124,8 @@ class Snapshotter:
 
     def cleanup(self) -> None:
         """Return once the space of what was removed is back."""
-        self._store.snapshots.spares.drop_orphans()
-        self._store.snapshots.behind.drain()
+        self._store.layers.spares.drop_orphans()
+        self._store.layers.behind.drain()
         self._store.end_leftovers()
 
     def _publish(self, key: str, parent: str, labels: Labels, reference: str) -> bool:

@@ -17,9 +17,9 @@ from dmthin.kernel import mount
 from dmthin.kernel.thin import ThinStatus
 from dmthin.pool import filesystem
 from dmthin.pool.metadata import Usage
-from dmthin.store.behind import Later
-from dmthin.store.model import Kind, Snapshot, SnapshotKind, State, Volume
+from dmthin.store.state.model import Kind, Snapshot, SnapshotKind, State, Volume
 from dmthin.store.store import Store
+from dmthin.store.volumes.background import Later
 
 _LEAST_SECONDS = 10.0
 _PATIENCE = 20
@@ -77,7 +77,7 @@ class UsageCounter:
             size, inodes = self._committed(snapshot)
         else:
             size, inodes = self._exclusive(snapshot), self._inodes(snapshot)
-        below = self._store.keyed.get(snapshot.snapshotter, snapshot.parent) if snapshot.parent else None
+        below = self._store.snapshots.get(snapshot.snapshotter, snapshot.parent) if snapshot.parent else None
         return size, max(0, inodes - (self._committed(below)[1] if below else 0))
 
     def _committed(self, snapshot: Snapshot) -> tuple[int, int]:
@@ -92,7 +92,7 @@ class UsageCounter:
         else:
             size = self._store.pool.added(volume.parent, volume.device_id)
         # Whoever asks must not wait for those who write the ledger.
-        self._store.snapshots.behind.later(0, partial(self._store.keyed.count, snapshot, size, inodes))
+        self._store.layers.behind.later(0, partial(self._store.snapshots.count, snapshot, size, inodes))
         return size, inodes
 
     def _exclusive(self, snapshot: Snapshot) -> int:
@@ -130,9 +130,7 @@ class UsageCounter:
         started = time.monotonic()
         volumes = self._store.ledger.volumes()
         settled = frozenset(
-            volume.device_id
-            for volume in volumes
-            if volume.state is State.READY and volume.kind is not Kind.CONTAINER
+            volume.device_id for volume in volumes if volume.state is State.READY and volume.kind is not Kind.CONTAINER
         )
         blocks = self._store.pool.usage()
         return _Counted(started, time.monotonic() - started, blocks, settled)
@@ -157,5 +155,5 @@ class UsageCounter:
         with self._store.volumes.held_open(snapshot.volume) as found:
             inodes = kind.inodes(Path(found.node))
         if info is None:
-            self._store.snapshots.let_linger(snapshot.volume)
+            self._store.layers.let_linger(snapshot.volume)
         return inodes

@@ -16,10 +16,10 @@ from dmthin.docker.home import open_home
 from dmthin.docker.protocol import IdRanges, InitRequest, LayerRequest
 from dmthin.docker.status import Pairs, metadata, status_pairs
 from dmthin.errors import AlreadyExists, DmthinError, InUse, Unavailable
-from dmthin.store.behind import Behind
-from dmthin.store.model import Kind, State, Volume
-from dmthin.store.options import parse_volume_size
+from dmthin.store.config.options import parse_volume_size
+from dmthin.store.state.model import Kind, State, Volume
 from dmthin.store.store import Store
+from dmthin.store.volumes.background import BackgroundQueue
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ class Driver:
 
     def __init__(self, memory: Path) -> None:
         self._memory = memory
-        self._behind = Behind("docker")
+        self._behind = BackgroundQueue("docker")
         self._lock = threading.Lock()
         self._store: Store | None = None
         self._init: InitRequest | None = None
@@ -74,7 +74,7 @@ class Driver:
             store = open_home(request.home, request.options)
             try:
                 store.pool.activate()
-                store.snapshots.forget_lost_uses()
+                store.layers.forget_lost_uses()
                 if request.uid_ranges or request.gid_ranges:
                     for folder in (store.layout.root, store.layout.mounts):
                         folder.chmod(_TRAVERSABLE)  # the containers' root, which is somebody else here, passes through
@@ -85,20 +85,20 @@ class Driver:
             self._store, self._init = self._adopt(store), request
         logger.info("serving the store in %s", request.home)
         with suppress(DmthinError):  # a full pool must not keep dockerd from starting, and from removing things
-            store.snapshots.prepare_base()
+            store.layers.prepare_base()
 
     def create(self, request: LayerRequest, kind: Kind) -> None:
         """Make a layer; one that is there already by the same request will do."""
-        store, snapshots = self.store, self.store.snapshots
+        store, layers = self.store, self.store.layers
         size = parse_volume_size(request.options)
         parent = store.ledger.ready(request.parent) if request.parent else None
         for attempt in range(_ATTEMPTS):
             try:
                 if parent is None:
-                    snapshots.create_first(request.id, kind, size)
+                    layers.create_first(request.id, kind, size)
                     self._give_root(request.id)
                 else:
-                    snapshots.create(request.id, kind, parent, size)
+                    layers.create(request.id, kind, parent, size)
                 break
             except AlreadyExists:
                 found = self._await_made(request.id)
@@ -110,17 +110,17 @@ class Driver:
 
     def remove(self, layer: str) -> None:
         """Remove a layer; fine if there is none."""
-        self.store.snapshots.remove(layer)
+        self.store.layers.remove(layer)
         logger.info("removed %s", layer)
 
     def get(self, request: LayerRequest) -> str:
         """Mount a layer, or count on its mount once more; its folder."""
         options = f'context="{request.mount_label}"' if request.mount_label else ""
-        return os.fspath(self.store.snapshots.acquire(request.id, options))
+        return os.fspath(self.store.layers.acquire(request.id, options))
 
     def put(self, layer: str) -> None:
         """Let go of a layer's mount."""
-        self.store.snapshots.release(layer)
+        self.store.layers.release(layer)
 
     def exists(self, layer: str) -> bool:
         """Whether there is such a layer."""
@@ -138,7 +138,7 @@ class Driver:
     def cleanup(self) -> None:
         """Unmount everything and take the pool down, as far as nobody uses it."""
         store = self.store
-        store.snapshots.unmount_all()
+        store.layers.unmount_all()
         self._behind.drain()  # a change that comes after the pool is down would bring it up again
         try:
             store.pool.deactivate()
@@ -150,7 +150,7 @@ class Driver:
     @contextmanager
     def opened(self, layer: str) -> Iterator[int]:
         """A detached mount of a layer, as a descriptor of its root. Raises NotFound."""
-        with self.store.snapshots.opened(layer) as root:
+        with self.store.layers.opened(layer) as root:
             yield root
 
     def tidy(self) -> None:
@@ -164,16 +164,16 @@ class Driver:
 
     def _adopt(self, store: Store) -> Store:
         """Let a thread do what dockerd need not wait for, and first what a process before us had left to its own."""
-        store.snapshots.behind = self._behind
+        store.layers.behind = self._behind
         with suppress(DmthinError):
-            store.snapshots.deactivate_idle(Kind.IMAGE, Kind.CONTAINER)
+            store.layers.deactivate_idle(Kind.IMAGE, Kind.CONTAINER)
         return store
 
     def _require_same_home(self, home: Path) -> None:
         """Raise InUse for a second dockerd: calls do not say whose they are."""
         if self._store is None or self._init is None or self._init.home == home:
             return
-        if self._store.snapshots.mounted():
+        if self._store.layers.mounted():
             raise InUse(
                 f"dmthin serves the dockerd of {self._init.home.parent} here, which has layers mounted",
                 hint=f"give the one of {home.parent} a socket of its own: dmthin serve --docker SOCKET",
@@ -203,7 +203,7 @@ class Driver:
             with self.opened(layer) as root:
                 os.chown(".", *owners, dir_fd=root)
         except BaseException:
-            self.store.snapshots.remove(layer)
+            self.store.layers.remove(layer)
             raise
 
 

@@ -9,8 +9,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from dmthin.errors import DmthinError
+from dmthin.store.config.options import POOL_OPTIONS, StorageOptions, as_texts, parse_pairs
 from dmthin.store.create import create_store, is_store
-from dmthin.store.options import POOL_OPTIONS, StorageOptions, as_texts, parse_pairs
 from dmthin.store.store import Store
 from dmthin.units import format_exact
 

@@ -28,7 +28,7 @@ from dmthin.docker.protocol import (
 from dmthin.errors import DmthinError, InvalidValue
 from dmthin.kernel import block
 from dmthin.layers.job import Job, Verb
-from dmthin.store.model import Kind
+from dmthin.store.state.model import Kind
 
 logger = logging.getLogger(__name__)
 
@@ -243,9 +243,7 @@ def _failed(request: web.Request, error: DmthinError, status: int) -> web.Respon
     return _answer({"Err": str(error)}, status)
 
 
-async def _streamed(
-    request: web.Request, source: AsyncGenerator[bytes, None], content_type: str
-) -> web.StreamResponse:
+async def _streamed(request: web.Request, source: AsyncGenerator[bytes, None], content_type: str) -> web.StreamResponse:
     """Send pieces as they come. A failure before the first is raised; a later one breaks the connection off."""
     async with aclosing(source) as pieces:
         first = await anext(pieces, b"")

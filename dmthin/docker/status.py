@@ -7,8 +7,8 @@ import os
 
 from dmthin.errors import DmthinError
 from dmthin.kernel import block
-from dmthin.store.ledger import Ledger
-from dmthin.store.model import State, Volume
+from dmthin.store.state.ledger import Ledger
+from dmthin.store.state.model import State, Volume
 from dmthin.store.store import Store
 
 _UNITS = ("B", "kB", "MB", "GB", "TB", "PB", "EB")
@@ -69,7 +69,7 @@ def human(size: int) -> str:
 def _nodes(store: Store) -> tuple[str, str]:
     """The block devices below the pool, empty while it is not active."""
     try:
-        table = store.keeper.pool(store.ledger.store()).table()
+        table = store.lifecycle.pool(store.ledger.store()).table()
         return os.fspath(block.node_of(table.data_device)), os.fspath(block.node_of(table.metadata_device))
     except DmthinError:
         return "", ""

@@ -140,9 +140,7 @@ class DeviceMapper(Protocol):
     def target_versions(self) -> dict[str, Version]:
         """The targets that are loaded now."""
 
-    def create(
-        self, name: str, uuid: str = "", table: Sequence[Target] = (), *, read_only: bool = False
-    ) -> DeviceInfo:
+    def create(self, name: str, uuid: str = "", table: Sequence[Target] = (), *, read_only: bool = False) -> DeviceInfo:
         """Make a device, and with a `table` make that live; if the kernel refuses it, no device is left.
 
         AlreadyExists if the name or the uuid is taken.

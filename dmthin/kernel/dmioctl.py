@@ -58,9 +58,7 @@ class IoctlDeviceMapper:
         header, buffer = self._call(Request.LIST_VERSIONS, "list targets")
         return dict(dmabi.unpack_versions(buffer, header))
 
-    def create(
-        self, name: str, uuid: str = "", table: Sequence[Target] = (), *, read_only: bool = False
-    ) -> DeviceInfo:
+    def create(self, name: str, uuid: str = "", table: Sequence[Target] = (), *, read_only: bool = False) -> DeviceInfo:
         with step(f"dm create {name}"):
             info = self._call(Request.CREATE, "create", name, uuid=uuid)[0].info()
         if not table:
@@ -76,9 +74,9 @@ class IoctlDeviceMapper:
         flags = Flag.READ_ONLY if read_only else 0
         payload = dmabi.pack_table(table)
         with step(f"dm load {name}"):
-            return self._call(
-                Request.TABLE_LOAD, "load", name, flags=flags, payload=payload, target_count=len(table)
-            )[0].info()
+            return self._call(Request.TABLE_LOAD, "load", name, flags=flags, payload=payload, target_count=len(table))[
+                0
+            ].info()
 
     def clear(self, name: str) -> DeviceInfo:
         with step(f"dm clear {name}"):

@@ -36,9 +36,7 @@ class Dmsetup:
         found = re.findall(r"^(\S+)\s+v(\d+)\.(\d+)\.(\d+)$", self._run("list targets", None, "targets"), re.MULTILINE)
         return {name: Version(int(major), int(minor), int(patch)) for name, major, minor, patch in found}
 
-    def create(
-        self, name: str, uuid: str = "", table: Sequence[Target] = (), *, read_only: bool = False
-    ) -> DeviceInfo:
+    def create(self, name: str, uuid: str = "", table: Sequence[Target] = (), *, read_only: bool = False) -> DeviceInfo:
         arguments = create_arguments(check_name(name), check_uuid(uuid), table, read_only=read_only)
         with step(f"dm create {name}"):
             self._run("create", name, *arguments)

@@ -162,9 +162,7 @@ class TreeComparer:
             else:
                 yield from self._leaf(name, path, _unless_socket(new), _unless_socket(old))
 
-    def _directory(
-        self, level: _Level, name: bytes, path: bytes, old: os.stat_result | None
-    ) -> Iterator[Change]:
+    def _directory(self, level: _Level, name: bytes, path: bytes, old: os.stat_result | None) -> Iterator[Change]:
         """Tell of a directory if it differs in itself, and enter it."""
         new_fd = old_fd = -1
         try:

@@ -19,6 +19,7 @@ _ODD = frozenset((b"", b".", b".."))
 MAX_PATH = 4095
 """Bytes of a path that the kernel takes (PATH_MAX without its NUL), so no tree is deeper than 2048."""
 
+
 def split(path: bytes) -> tuple[bytes, bytes]:
     """The parent and the last component of a name, cleaned as Docker does: from the root, `..` by letter.
 

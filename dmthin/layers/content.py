@@ -12,6 +12,7 @@ CHUNK = MIB
 _ALIGNED = 64 * KIB
 _ZEROS = bytes(_ALIGNED)
 
+
 class EndsTooEarly(InvalidValue):
     """A reader gave less than its entry promised."""
 

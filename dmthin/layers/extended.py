@@ -103,6 +103,4 @@ class Extended:
         if len(offsets) != len(lengths):
             raise Malformed("a sparse map has an offset without a length")
         pairs = zip(offsets, lengths, strict=True)
-        return [
-            (parse_decimal(offset, "offset"), parse_decimal(length, "length")) for offset, length in pairs
-        ]
+        return [(parse_decimal(offset, "offset"), parse_decimal(length, "length")) for offset, length in pairs]

@@ -77,9 +77,7 @@ def parse_header(block: bytes) -> Header:
     expected = number(checksum)
     plain_sum = sum(block) - sum(checksum) + 8 * ord(" ")
     # Sun's and NeXT's tars summed signed bytes (GNU tar, "Checksumming Problems").
-    if expected != plain_sum and expected != plain_sum - 256 * sum(
-        byte >> 7 for byte in block[:148] + block[156:]
-    ):
+    if expected != plain_sum and expected != plain_sum - 256 * sum(byte >> 7 for byte in block[:148] + block[156:]):
         raise Malformed("the checksum of a header is wrong")
     name = _text(name)
     device = kind in b"34"

@@ -68,9 +68,7 @@ class Owners:
         """The entry with its owners inside the container. Raises Unmapped."""
         return self._mapped(entry, self.users.to_container, self.groups.to_container)
 
-    def _mapped(
-        self, entry: Entry, user: Callable[[int], int | None], group: Callable[[int], int | None]
-    ) -> Entry:
+    def _mapped(self, entry: Entry, user: Callable[[int], int | None], group: Callable[[int], int | None]) -> Entry:
         # A hard link has no owner of its own, and its header may say anything.
         if entry.type is EntryType.HARDLINK or not (self.users.ranges or self.groups.ranges):
             return entry

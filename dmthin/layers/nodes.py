@@ -49,9 +49,7 @@ class NodeReader:
         """The entry of an open directory."""
         return _entry(path, EntryType.DIRECTORY, info, read_xattrs(fd, layer=self.layer))
 
-    def leaf(
-        self, fd: int, name: bytes, path: bytes, info: os.stat_result
-    ) -> Iterator[tuple[Entry, Reader]]:
+    def leaf(self, fd: int, name: bytes, path: bytes, info: os.stat_result) -> Iterator[tuple[Entry, Reader]]:
         """The one entry of anything but a directory or socket, its data readable until the iterator goes on."""
         kind = stat.S_IFMT(info.st_mode)
         first = self.first_name(info)
@@ -65,9 +63,7 @@ class NodeReader:
             yield _entry(path, _OTHERS[kind], info, xattrs, link=link), NO_DATA
         self.remember(info, path)
 
-    def _file(
-        self, fd: int, name: bytes, path: bytes, info: os.stat_result
-    ) -> Iterator[tuple[Entry, Reader]]:
+    def _file(self, fd: int, name: bytes, path: bytes, info: os.stat_result) -> Iterator[tuple[Entry, Reader]]:
         file = open_file(fd, name)
         try:
             opened = os.fstat(file)

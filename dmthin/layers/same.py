@@ -63,9 +63,7 @@ def _owners_differ(new: os.stat_result, old: os.stat_result) -> bool:
     return new.st_mode != old.st_mode or new.st_uid != old.st_uid or new.st_gid != old.st_gid
 
 
-def _same_content(
-    new_parent: int, old_parent: int, name: bytes, new: os.stat_result, old: os.stat_result
-) -> bool:
+def _same_content(new_parent: int, old_parent: int, name: bytes, new: os.stat_result, old: os.stat_result) -> bool:
     new_fd = open_file(new_parent, name)
     try:
         if identity(os.fstat(new_fd)) != identity(new):

@@ -101,9 +101,7 @@ def open_source(source: str | os.PathLike[str] | BinaryIO) -> Iterator[Source]:
 
 def _unopened(name: str, error: OSError | ValueError) -> DmthinError:
     if isinstance(error, FileNotFoundError):
-        return NotFound(
-            f"{name} does not exist", hint="give a tar file, a directory, or - for standard input"
-        )
+        return NotFound(f"{name} does not exist", hint="give a tar file, a directory, or - for standard input")
     if isinstance(error, PermissionError):
         return NotPermitted(f"{name} cannot be opened: {error.strerror}", hint="run as root")
     if isinstance(error, ValueError) or error.errno in (errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG):

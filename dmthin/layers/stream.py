@@ -157,9 +157,7 @@ class RawInput:
         try:
             data = self._source.read(CHUNK)
         except OSError as error:
-            raise KernelError(
-                f"{self.name} cannot be read: {error.strerror}", errno=error.errno or 0
-            ) from error
+            raise KernelError(f"{self.name} cannot be read: {error.strerror}", errno=error.errno or 0) from error
         if data is None:
             raise InvalidValue(f"{self.name} does not wait for its data", hint="give a blocking file or pipe")
         self.position += len(data)

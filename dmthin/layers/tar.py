@@ -241,9 +241,7 @@ class TarReader:
 
 def _device(header: Header) -> int:
     if not (0 <= header.major <= _MAX_MAJOR and 0 <= header.minor <= _MAX_MINOR):
-        raise Malformed(
-            f"{shown(header.name)} has the impossible device number {header.major}:{header.minor}"
-        )
+        raise Malformed(f"{shown(header.name)} has the impossible device number {header.major}:{header.minor}")
     return os.makedev(header.major, header.minor)
 
 

@@ -68,9 +68,7 @@ class Output:
             while left:
                 left = left[os.write(self._fd, left) :]
         except OSError as error:
-            raise KernelError(
-                f"the output cannot be written: {error.strerror}", errno=error.errno or 0
-            ) from error
+            raise KernelError(f"the output cannot be written: {error.strerror}", errno=error.errno or 0) from error
 
 
 class TarWriter:

@@ -125,9 +125,7 @@ def _owners(job: Job) -> Owners:
 
 
 def _apply(job: Job, stream: ByteStream) -> int:
-    with Unpacker(
-        job.root, source=job.name, max_entries=job.max_entries, layer=True, owners=_owners(job)
-    ) as unpacker:
+    with Unpacker(job.root, source=job.name, max_entries=job.max_entries, layer=True, owners=_owners(job)) as unpacker:
         for entry, data in TarReader(stream, job.name):
             with failpoint.step(f"apply {shown(entry.path)}"):
                 unpacker.apply(entry, data)

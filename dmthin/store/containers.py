@@ -3,21 +3,21 @@
 from pathlib import Path
 
 from dmthin.errors import InvalidValue
-from dmthin.store.layout import Layout
-from dmthin.store.ledger import Ledger
-from dmthin.store.model import Kind, Volume, check_name
-from dmthin.store.snapshots import Snapshots
-from dmthin.store.volumes import Volumes
+from dmthin.store.config.layout import Layout
+from dmthin.store.layers import Layers
+from dmthin.store.state.ledger import Ledger
+from dmthin.store.state.model import Kind, Volume, check_name
+from dmthin.store.volumes.volumes import Volumes
 
 
 class Containers:
     """The containers of one store."""
 
-    def __init__(self, layout: Layout, ledger: Ledger, volumes: Volumes, snapshots: Snapshots) -> None:
+    def __init__(self, layout: Layout, ledger: Ledger, volumes: Volumes, layers: Layers) -> None:
         self._layout = layout
         self._ledger = ledger
         self._volumes = volumes
-        self._snapshots = snapshots
+        self._layers = layers
 
     def create(self, image: str, name: str, *, size: int | None = None) -> Volume:
         """Make a container of an image, its block device ready. `size` in bytes may be more than the image's.
@@ -26,7 +26,7 @@ class Containers:
         """
         check_name(name, Kind.CONTAINER)
         parent = self._ledger.ready(image, Kind.IMAGE)
-        return self._snapshots.create(name, Kind.CONTAINER, parent, size, activate=True).volume
+        return self._layers.create(name, Kind.CONTAINER, parent, size, activate=True).volume
 
     def mount(self, name: str, target: Path | None = None) -> Path:
         """Mount a container, by default below the store, and return where. Fine if it is mounted there already.

@@ -26,14 +26,14 @@ from dmthin.pool import metadata
 from dmthin.pool.backing import Backing
 from dmthin.pool.diskpart import divide
 from dmthin.pool.thinpool import ThinPool
-from dmthin.store import schema
-from dmthin.store.directlvm import DirectLvm
-from dmthin.store.layout import DATA_FILE, METADATA_FILE, Layout
-from dmthin.store.ledger import Ledger
-from dmthin.store.locks import Locks, make_lock_file
-from dmthin.store.model import StoreRecord, StoreState, new_uuid
-from dmthin.store.options import StorageOptions, as_texts, parse_pairs
-from dmthin.store.poolkeeper import PoolKeeper, pool_table
+from dmthin.store.config.direct_lvm import DirectLvm
+from dmthin.store.config.layout import DATA_FILE, METADATA_FILE, Layout
+from dmthin.store.config.options import StorageOptions, as_texts, parse_pairs
+from dmthin.store.lifecycle.pool_lifecycle import PoolLifecycle, pool_table
+from dmthin.store.state import schema
+from dmthin.store.state.ledger import Ledger
+from dmthin.store.state.locks import Locks, make_lock_file
+from dmthin.store.state.model import StoreRecord, StoreState, new_uuid
 from dmthin.store.store import Store
 from dmthin.units import MIB, format_size
 
@@ -229,8 +229,8 @@ def _clear_unfinished(layout: Layout) -> None:
             _keeper(layout, ledger).demolish(record)
 
 
-def _keeper(layout: Layout, ledger: Ledger) -> PoolKeeper:
-    return PoolKeeper(layout, ledger, IoctlDeviceMapper(UdevRules.PRIVATE), Dmsetup())
+def _keeper(layout: Layout, ledger: Ledger) -> PoolLifecycle:
+    return PoolLifecycle(layout, ledger, IoctlDeviceMapper(UdevRules.PRIVATE), Dmsetup())
 
 
 def _make_folder(root: Path) -> None:

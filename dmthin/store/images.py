@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 from dmthin.errors import NoDataSpace
 from dmthin.kernel import block
-from dmthin.store.bases import Bases
-from dmthin.store.ledger import Ledger
-from dmthin.store.model import Kind, NewVolume, State, Volume, check_name
-from dmthin.store.options import StorageOptions
-from dmthin.store.volumes import Volumes
+from dmthin.store.config.options import StorageOptions
+from dmthin.store.state.ledger import Ledger
+from dmthin.store.state.model import Kind, NewVolume, State, Volume, check_name
+from dmthin.store.volumes.bases import Bases
+from dmthin.store.volumes.volumes import Volumes
 from dmthin.units import format_exact
 
 if TYPE_CHECKING:

@@ -13,21 +13,21 @@ from dmthin.errors import InvalidValue, Unavailable
 from dmthin.kernel.devicemapper import UdevRules
 from dmthin.kernel.dmioctl import IoctlDeviceMapper
 from dmthin.kernel.dmsetup import Dmsetup
-from dmthin.store.bases import Bases
-from dmthin.store.change import ActivePool
+from dmthin.store.config.layout import DEFAULT_ROOT, Layout
+from dmthin.store.config.options import POOL_OPTIONS, StorageOptions, parse_pairs
 from dmthin.store.containers import Containers
 from dmthin.store.images import Images
-from dmthin.store.keyed import KeyedSnapshots
-from dmthin.store.layout import DEFAULT_ROOT, Layout
-from dmthin.store.ledger import Ledger
-from dmthin.store.locks import Locks
-from dmthin.store.model import StoreRecord, Volume
-from dmthin.store.options import POOL_OPTIONS, StorageOptions, parse_pairs
-from dmthin.store.poolkeeper import PoolKeeper
-from dmthin.store.pools import Pools
+from dmthin.store.layers import Layers
+from dmthin.store.lifecycle.pool import Pool
+from dmthin.store.lifecycle.pool_lifecycle import PoolLifecycle
 from dmthin.store.snapshots import Snapshots
-from dmthin.store.sweeper import Sweeper
-from dmthin.store.volumes import Volumes
+from dmthin.store.state.ledger import Ledger
+from dmthin.store.state.locks import Locks
+from dmthin.store.state.model import StoreRecord, Volume
+from dmthin.store.volumes.bases import Bases
+from dmthin.store.volumes.change import ActivePool
+from dmthin.store.volumes.recovery import Recovery
+from dmthin.store.volumes.volumes import Volumes
 from dmthin.units import format_exact
 
 _RECOVERIES = 8
@@ -57,15 +57,15 @@ class Store:
         self.options = _with_stored(given, record)
         self.locks = Locks(self.layout.lock)
         self.dm = IoctlDeviceMapper(UdevRules.PRIVATE)
-        self.keeper = PoolKeeper(self.layout, self.ledger, self.dm, Dmsetup())
+        self.lifecycle = PoolLifecycle(self.layout, self.ledger, self.dm, Dmsetup())
         self.volumes = Volumes(self.layout, self.ledger, self.locks, self.dm, self.options, self.change)
-        self.sweeper = Sweeper(self.ledger, self.locks, self.dm, self.volumes)
+        self.sweeper = Recovery(self.ledger, self.locks, self.dm, self.volumes)
         bases = Bases(self.ledger, self.locks, self.volumes)
         self.images = Images(self.ledger, self.volumes, bases, self.options)
-        self.snapshots = Snapshots(self.layout, self.ledger, self.volumes, bases, self.options)
-        self.keyed = KeyedSnapshots(self.ledger, self.volumes, self.snapshots)
-        self.containers = Containers(self.layout, self.ledger, self.volumes, self.snapshots)
-        self.pool = Pools(self.layout, self.ledger, self.locks, self.keeper, self.change)
+        self.layers = Layers(self.layout, self.ledger, self.volumes, bases, self.options)
+        self.snapshots = Snapshots(self.ledger, self.volumes, self.layers)
+        self.containers = Containers(self.layout, self.ledger, self.volumes, self.layers)
+        self.pool = Pool(self.layout, self.ledger, self.locks, self.lifecycle, self.change)
 
     def close(self) -> None:
         """Let go of the ledger and the control node; may be called twice."""
@@ -87,12 +87,12 @@ class Store:
         for _ in range(_RECOVERIES):
             with self.locks.share_pool():
                 record = self.ledger.store()
-                thin = self.keeper.pool(record)
+                thin = self.lifecycle.pool(record)
                 info = thin.info()
                 growing: list[Volume] = []
-                if info is not None and self.keeper.is_in_order(record, info):
+                if info is not None and self.lifecycle.is_in_order(record, info):
                     if info.uuid != thin.uuid and not record.pool:
-                        self.keeper.require_own_devices(record)
+                        self.lifecycle.require_own_devices(record)
                     pool = ActivePool(thin, info.number, record)
                     growing = self.sweeper.sweep(pool)
                     if not growing:
@@ -103,7 +103,7 @@ class Store:
                     self.sweeper.finish_growth(volume)
             else:
                 with self.locks.own_pool():
-                    self.keeper.recover()
+                    self.lifecycle.recover()
         raise Unavailable(f"the pool of {self.layout.root} does not stay up", hint="see: dmthin pool status, and dmesg")
 
     def end_leftovers(self) -> None:

@@ -21,11 +21,11 @@ from benchlib.timings import Timings
 from benchlib.udev import install_rules, settle
 from dmthin.kernel.dmsetup import Dmsetup
 from dmthin.pool.backing import SparseFile
-from dmthin.store.behind import Behind
-from dmthin.store.keys import Keys
-from dmthin.store.model import Volume
-from dmthin.store.poolkeeper import pool_table
+from dmthin.store.lifecycle.pool_lifecycle import pool_table
+from dmthin.store.state.model import Volume
+from dmthin.store.state.snapshot_table import SnapshotTable
 from dmthin.store.store import Store
+from dmthin.store.volumes.background import BackgroundQueue
 from dmthin.units import KIB, MIB, parse_size
 from tests.engine.daemons import ENGINES, ROOTFS, SCRATCH, Daemon, tar_of
 from tests.snapshots_client import Snapshots
@@ -267,7 +267,7 @@ class Floor:
         self._commits = CommitFloor(folder / "floor.db")
 
     def round(self, number: int) -> None:
-        raw, keyed, key = self._raw, self._store.keyed, f"{number}-python"
+        raw, keyed, key = self._raw, self._store.snapshots, f"{number}-python"
         raw.prepare()
         settle()
         self._timings.time("raw ioctls", raw.create)
@@ -280,7 +280,7 @@ class Floor:
 
 
 def _layer_of(store: Store) -> Volume:
-    found = Keys(store.ledger).find(_HIDDEN, _LAYER)
+    found = SnapshotTable(store.ledger).find(_HIDDEN, _LAYER)
     assert found is not None
     return found.volume
 
@@ -289,12 +289,12 @@ def _layer_of(store: Store) -> Volume:
 def _opened(root: Path) -> Iterator[Store]:
     """The store beside its daemon, used as the daemon uses it."""
     with Store(root) as store:
-        behind, spares = Behind("bench"), Behind("spares")
-        store.snapshots.behind, store.snapshots.spares.behind = behind, spares
+        behind, spares = BackgroundQueue("bench"), BackgroundQueue("spares")
+        store.layers.behind, store.layers.spares.behind = behind, spares
         try:
             yield store
         finally:
-            store.snapshots.spares.close()
+            store.layers.spares.close()
             for work in (behind, spares):
                 work.close()
 

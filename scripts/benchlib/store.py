@@ -14,7 +14,7 @@ from dmthin.kernel.dmabi import Flag, Header, Request
 from dmthin.kernel.dmioctl import CONTROL
 from dmthin.kernel.thin import ThinTable
 from dmthin.store.create import create_store
-from dmthin.store.model import Volume
+from dmthin.store.state.model import Volume
 from dmthin.store.store import Store
 
 ROUNDS = 60
@@ -125,6 +125,7 @@ class RawPool:
 
     def prepare(self) -> None:
         """Pack the buffers of one round."""
+
         def packed(name: str, payload: bytes = b"", *, flags: int = 0, event: int = 0, targets: int = 0) -> bytearray:
             header = Header(1024, name.encode(), flags=flags, event_number=event, target_count=targets)
             return bytearray((header.pack() + payload).ljust(header.data_size, b"\0"))

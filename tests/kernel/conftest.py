@@ -14,7 +14,7 @@ from dmthin.kernel import loop, mount
 from dmthin.kernel.dmioctl import IoctlDeviceMapper
 from dmthin.kernel.dmsetup import Dmsetup
 from dmthin.store.create import create_store
-from dmthin.store.model import State
+from dmthin.store.state.model import State
 from dmthin.store.store import Store
 from tests.kernel import thintools
 

@@ -1,4 +1,4 @@
-"""Pools made by hand for tests: a loop, a linear device over it whose table can be swapped, a pool, a thin, an oracle.
+"""Pool made by hand for tests: a loop, a linear device over it whose table can be swapped, a pool, a thin, an oracle.
 
 The linear device between a pool and its file stands for the disk: it can break, heal and grow.
 """

@@ -12,9 +12,9 @@ import psutil
 import pytest
 
 from dmthin.pool.thinpool import ThinPool
-from dmthin.store.groupsync import GroupSync
-from dmthin.store.locks import Lock, Locks
-from dmthin.store.model import Kind, State
+from dmthin.store.state.group_sync import GroupSync
+from dmthin.store.state.locks import Lock, Locks
+from dmthin.store.state.model import Kind, State
 from dmthin.store.store import Store
 from dmthin.units import GIB
 from tests.at_once import in_threads
@@ -65,7 +65,7 @@ def test_snapshots_of_a_mounted_volume_at_once(store: Store, image: str, monkeyp
         at_rest.append(info is not None and info.suspended)
 
     monkeypatch.setattr(ThinPool, "create_snap", create_slowly)
-    in_threads(10, lambda number: store.snapshots.create(f"s{number}", Kind.CONTAINER, origin))
+    in_threads(10, lambda number: store.layers.create(f"s{number}", Kind.CONTAINER, origin))
     assert at_rest == [True] * 10
     info = store.volumes.info(origin)
     assert info is not None
@@ -90,7 +90,7 @@ def test_the_origin_of_a_killed_snapshot_goes_on_before_the_next_has_it(
     def create() -> None:
         monkeypatch.setattr(ThinPool, "create_snap", die)
         with Store(store.layout.root) as mine:
-            mine.snapshots.create("cut", Kind.CONTAINER, origin)
+            mine.layers.create("cut", Kind.CONTAINER, origin)
 
     store.ledger.close()
     with rigs.child(create) as pid:
@@ -103,7 +103,7 @@ def test_the_origin_of_a_killed_snapshot_goes_on_before_the_next_has_it(
         return rest(locks, device_id)
 
     monkeypatch.setattr(Locks, "rest", announced)
-    following = threading.Thread(target=lambda: store.snapshots.create("next", Kind.CONTAINER, origin))
+    following = threading.Thread(target=lambda: store.layers.create("next", Kind.CONTAINER, origin))
     following.start()
     try:
         waiting.wait()

@@ -16,7 +16,7 @@ from dmthin.errors import NotFound
 from dmthin.kernel import mount
 from dmthin.kernel.dmioctl import IoctlDeviceMapper
 from dmthin.store.create import create_store
-from dmthin.store.model import Kind
+from dmthin.store.state.model import Kind
 from dmthin.store.store import Store
 from dmthin.units import GIB, MIB
 from tests.kernel import thintools
@@ -60,7 +60,7 @@ def _create_and_mount(store: Store) -> None:
 
 def _acquire(store: Store) -> None:
     _create(store)
-    store.snapshots.acquire("web")
+    store.layers.acquire("web")
 
 
 def _forget_base(store: Store) -> None:
@@ -106,9 +106,9 @@ VERBS = (
     Verb("remove", lambda store: store.containers.remove("web"), prepare=_create),
     Verb("remove-force", lambda store: store.containers.remove("web", force=True), prepare=_create_and_mount),
     Verb("remove-image", lambda store: store.images.remove("other"), prepare=lambda s: _import_once(s)),
-    Verb("acquire", lambda store: store.snapshots.acquire("web"), prepare=_create, undo=_drop("web")),
-    Verb("release", lambda store: store.snapshots.release("web"), prepare=_acquire),
-    Verb("remove-acquired", lambda store: store.snapshots.remove("web"), prepare=_acquire),
+    Verb("acquire", lambda store: store.layers.acquire("web"), prepare=_create, undo=_drop("web")),
+    Verb("release", lambda store: store.layers.release("web"), prepare=_acquire),
+    Verb("remove-acquired", lambda store: store.layers.remove("web"), prepare=_acquire),
     Verb("usage", lambda store: store.pool.usage()),
     Verb("trim", lambda store: store.pool.trim()),
     Verb("extend", _extend),

@@ -13,7 +13,7 @@ from dmthin.docker.driver import Driver
 from dmthin.docker.protocol import InitRequest, LayerRequest
 from dmthin.errors import AlreadyExists, DmthinError, InUse, InvalidValue, NoDataSpace, NotFound, Unavailable
 from dmthin.kernel import mount
-from dmthin.store.model import Kind
+from dmthin.store.state.model import Kind
 from dmthin.store.store import Store
 from dmthin.units import GIB, MIB
 from tests.kernel.conftest import SMALL, fill, take_down
@@ -205,9 +205,7 @@ def test_a_second_dockerd_is_told_to_have_its_own(driver: Driver, scratch: Path)
     assert driver.exists("image")
 
 
-def test_a_full_pool_refuses_layers_and_lets_things_be_removed(
-    make_driver: Callable[[], Driver], home: Path
-) -> None:
+def test_a_full_pool_refuses_layers_and_lets_things_be_removed(make_driver: Callable[[], Driver], home: Path) -> None:
     driver = make_driver()
     driver.init(InitRequest(home, ("dm.loopdatasize=238M", "dm.loopmetadatasize=16M", "dm.basesize=256M"), (), ()))
     driver.create(layer("image"), Kind.IMAGE)

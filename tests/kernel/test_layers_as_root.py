@@ -70,17 +70,13 @@ ids = st.sampled_from([0, 1, 1000, 65534, 2**31, 2**32 - 2])
 modes = st.integers(0, 0o7777)
 times = st.integers(0, 4 * 10**18)
 values = st.one_of(st.binary(max_size=60), st.just(b""))
-any_xattrs = st.dictionaries(
-    st.sampled_from(["trusted.t", "trusted.a=b%3D%", "trusted.\udcff"]), values, max_size=2
-)
+any_xattrs = st.dictionaries(st.sampled_from(["trusted.t", "trusted.a=b%3D%", "trusted.\udcff"]), values, max_size=2)
 file_xattrs = st.one_of(
     any_xattrs,
     st.dictionaries(st.sampled_from(["user.u", "user.\n"]), values, max_size=2),
     st.just({"security.capability": CAPABILITY}),
 )
-paths = st.lists(st.sampled_from([b"a", b"b", b"c", b"\xff", b"d" * 200]), min_size=1, max_size=3).map(
-    b"/".join
-)
+paths = st.lists(st.sampled_from([b"a", b"b", b"c", b"\xff", b"d" * 200]), min_size=1, max_size=3).map(b"/".join)
 devices = st.tuples(st.integers(0, 0x1FF), st.integers(0, (1 << 18) - 1)).map(lambda pair: os.makedev(*pair))
 """xfs takes 9 bits of major and 18 of minor number, where the kernel has 12 and 20 (xfs_generic_create)."""
 
@@ -121,9 +117,7 @@ def test_a_tree_of_all_that_root_can_make(disk: Path, recipe: list[Entry], mode:
         made, walked = Path(scratch, "made"), Path(scratch, "walked")
         made.mkdir()
         with Unpacker(made) as unpacker:
-            unpacker.apply(
-                Entry(b".", EntryType.DIRECTORY, mode, owner, owner, 5, xattrs={"trusted.r": b"r"})
-            )
+            unpacker.apply(Entry(b".", EntryType.DIRECTORY, mode, owner, owner, 5, xattrs={"trusted.r": b"r"}))
             for entry in recipe:
                 try:
                     unpacker.apply(entry)
@@ -226,9 +220,7 @@ def test_a_file_system_without_inodes_names_the_entry(small: Path) -> None:
         unpack(io.BytesIO(tar(*(member(f"d{n}", type=tarfile.DIRTYPE) for n in range(100)))), small)
 
 
-def test_a_mount_point_is_listed_and_what_is_below_is_not(
-    small: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_mount_point_is_listed_and_what_is_below_is_not(small: Path, caplog: pytest.LogCaptureFixture) -> None:
     (small / "hidden").write_bytes(b"")
     (small.parent / "z").write_bytes(b"")
     assert list(listing(small.parent)) == [b".", b"root", b"z"]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 from dmthin.errors import AlreadyExists, InUse, InvalidValue, NotFound
-from dmthin.store.model import Kind
+from dmthin.store.state.model import Kind
 from dmthin.store.store import Store
 from dmthin.units import MIB
 from tests.kernel.conftest import check_store

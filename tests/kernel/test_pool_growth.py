@@ -25,7 +25,7 @@ from dmthin.kernel.dmioctl import IoctlDeviceMapper
 from dmthin.kernel.thin import PoolMode, PoolStatus
 from dmthin.pool import metadata
 from dmthin.store.create import create_store
-from dmthin.store.model import Kind, NewVolume, Volume
+from dmthin.store.state.model import Kind, NewVolume, Volume
 from dmthin.store.store import Store
 from dmthin.units import GIB, KIB, METADATA_BLOCK, MIB, TIB
 from tests.kernel import rigs, thintools
@@ -158,13 +158,13 @@ def test_growth_is_the_way_out_of_full_metadata(make_store: MakeStore) -> None:
 
 def exhaust(store: Store, dm: IoctlDeviceMapper) -> None:
     """Fill the metadata with volumes that the ledger does not know."""
-    pool = store.keeper.pool(store.ledger.store())
+    pool = store.lifecycle.pool(store.ledger.store())
     for device_id in range(1000, 2000):
         pool.create_thin(device_id)
 
 
 def forget_foreign_volumes(store: Store) -> None:
-    pool = store.keeper.pool(store.ledger.store())
+    pool = store.lifecycle.pool(store.ledger.store())
     for device_id in range(1000, 2000):
         pool.delete(device_id)
 
@@ -192,7 +192,7 @@ def _grow_and_die(store: Store, data_size: int, metadata_size: int, done: str) -
         elif done != "nothing":
             backing.grow(target)
     if done == "table loaded":
-        pool = store.keeper.pool(record)
+        pool = store.lifecycle.pool(record)
         store.dm.load(pool.name, [replace(pool.table(), size=data_size).target()])
 
 

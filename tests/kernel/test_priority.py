@@ -4,7 +4,7 @@ import os
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from dmthin.kernel import priority, process
-from dmthin.store.behind import Behind
+from dmthin.store.volumes.background import BackgroundQueue
 
 
 def niceness() -> int:
@@ -19,7 +19,7 @@ def test_only_who_answers_goes_first() -> None:
         assert threads.submit(niceness).result() < 0
         assert niceness() == 0
         assert threads.submit(process.run, "nice").result().stdout == "0\n"
-        behind = threads.submit(Behind, "test").result()
+        behind = threads.submit(BackgroundQueue, "test").result()
         later: Future[int] = Future()
         behind.later(0, lambda: later.set_result(niceness()))
         assert later.result() == 0

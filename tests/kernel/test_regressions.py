@@ -71,7 +71,7 @@ def test_a_ledger_from_an_old_copy_costs_no_volume(store: Store, image: str, scr
         for foreign in thintools.ids_in(now) - {volume.device_id for volume in now.ledger.volumes()}:
             with suppress(NotFound):
                 now.dm.remove(record.device_name(foreign))
-            now.keeper.pool(record).delete(foreign)
+            now.lifecycle.pool(record).delete(foreign)
         assert (now.containers.mount("precious") / "data").read_text() == "precious\n"
 
 
@@ -99,7 +99,7 @@ def test_a_pool_that_needs_a_check_goes_down(dm: IoctlDeviceMapper, scratch: Pat
         with create_store(scratch / "store", options) as store:
             disk.break_writes()
             with pytest.raises(DmthinError):
-                store.keeper.pool(store.ledger.store()).create_thin(1000)
+                store.lifecycle.pool(store.ledger.store()).create_thin(1000)
             disk.heal()
             status = store.pool.status().status
             assert status is not None and status.needs_check

@@ -18,7 +18,7 @@ from dmthin.errors import DmthinError, InUse, InvalidValue, Unavailable
 from dmthin.kernel import block, loop, mount
 from dmthin.kernel.dmioctl import IoctlDeviceMapper
 from dmthin.store.create import create_store
-from dmthin.store.model import State
+from dmthin.store.state.model import State
 from dmthin.store.store import Store
 from dmthin.units import GIB, MIB
 from tests.kernel import rigs, thintools

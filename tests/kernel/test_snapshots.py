@@ -15,9 +15,9 @@ from dmthin.errors import AlreadyExists, InvalidValue, NotFound
 from dmthin.kernel import mount
 from dmthin.pool import volume
 from dmthin.pool.guard import Guard
-from dmthin.store.behind import Behind
-from dmthin.store.model import Kind, State
+from dmthin.store.state.model import Kind, State
 from dmthin.store.store import Store
+from dmthin.store.volumes.background import BackgroundQueue
 from dmthin.units import GIB, MIB
 from tests.at_once import in_threads
 from tests.waiting import until
@@ -26,23 +26,23 @@ from tests.waiting import until
 @pytest.fixture
 def layer(store: Store) -> str:
     """The name of a first layer with one file."""
-    store.snapshots.create_first("layer", Kind.IMAGE)
-    (store.snapshots.acquire("layer") / "file").write_text("below\n")
-    store.snapshots.release("layer")
+    store.layers.create_first("layer", Kind.IMAGE)
+    (store.layers.acquire("layer") / "file").write_text("below\n")
+    store.layers.release("layer")
     return "layer"
 
 
 @pytest.fixture
-def behind(store: Store) -> Iterator[Behind]:
+def behind(store: Store) -> Iterator[BackgroundQueue]:
     """The thread of a daemon, whose store this is."""
-    behind = Behind("test")
-    store.snapshots.behind = behind
+    behind = BackgroundQueue("test")
+    store.layers.behind = behind
     yield behind
     behind.close()
 
 
 def child(store: Store, name: str, parent: str, size: int | None = None) -> None:
-    store.snapshots.create(name, Kind.CONTAINER, store.ledger.ready(parent), size)
+    store.layers.create(name, Kind.CONTAINER, store.ledger.ready(parent), size)
 
 
 def is_mounted(place: Path) -> bool:
@@ -83,95 +83,93 @@ def elsewhere(script: str) -> Iterator[None]:
 
 def test_any_volume_has_children_and_is_written(store: Store, layer: str) -> None:
     child(store, "init", layer)
-    (store.snapshots.acquire("init") / "file").write_text("changed\n")
-    store.snapshots.release("init")
+    (store.layers.acquire("init") / "file").write_text("changed\n")
+    store.layers.release("init")
     child(store, "web", "init")
-    place = store.snapshots.acquire("web")
+    place = store.layers.acquire("web")
     assert (place / "file").read_text() == "changed\n"
-    assert (store.snapshots.acquire(layer) / "file").read_text() == "below\n"
-    store.snapshots.remove("init")  # mounted or not, with children or not: its snapshots do not need it
+    assert (store.layers.acquire(layer) / "file").read_text() == "below\n"
+    store.layers.remove("init")  # mounted or not, with children or not: its snapshots do not need it
     assert (place / "file").read_text() == "changed\n"
     assert store.ledger.ready("web").parent == store.ledger.ready(layer).device_id
 
 
 def test_a_mount_lasts_until_everybody_has_let_go(store: Store, layer: str) -> None:
-    place = store.snapshots.acquire(layer)
-    assert store.snapshots.acquire(layer) == place
-    store.snapshots.release(layer)
+    place = store.layers.acquire(layer)
+    assert store.layers.acquire(layer) == place
+    store.layers.release(layer)
     assert is_mounted(place)
-    store.snapshots.release(layer)
+    store.layers.release(layer)
     assert not is_mounted(place)
     assert not place.exists()
     assert store.volumes.info(store.ledger.ready(layer)) is None
-    store.snapshots.release(layer)
-    store.snapshots.release("nothing")
-    assert is_mounted(store.snapshots.acquire(layer)), "letting go too often counts for nothing"
+    store.layers.release(layer)
+    store.layers.release("nothing")
+    assert is_mounted(store.layers.acquire(layer)), "letting go too often counts for nothing"
 
 
 def test_the_count_outlives_the_process(store: Store, layer: str) -> None:
-    place = store.snapshots.acquire(layer)
-    store.snapshots.acquire(layer)
+    place = store.layers.acquire(layer)
+    store.layers.acquire(layer)
     with Store(store.layout.root) as other:
-        other.snapshots.release(layer)
+        other.layers.release(layer)
         assert is_mounted(place)
-        other.snapshots.acquire(layer)
-        other.snapshots.forget_lost_uses()
-        other.snapshots.release(layer)
+        other.layers.acquire(layer)
+        other.layers.forget_lost_uses()
+        other.layers.release(layer)
     assert not is_mounted(place)
 
 
 def test_a_count_without_its_mount_means_nothing(store: Store, layer: str) -> None:
-    place = store.snapshots.acquire(layer)
-    store.snapshots.acquire(layer)
+    place = store.layers.acquire(layer)
+    store.layers.acquire(layer)
     mount.unmount(place)  # what a restart of the machine does
-    store.snapshots.release(layer)
-    store.snapshots.acquire(layer)
-    store.snapshots.release(layer)
+    store.layers.release(layer)
+    store.layers.acquire(layer)
+    store.layers.release(layer)
     assert not is_mounted(place)
 
 
 def test_many_at_once_count_right(store: Store, layer: str) -> None:
     def use(_: int) -> None:
         for _ in range(5):
-            assert (store.snapshots.acquire(layer) / "file").read_text() == "below\n"
-            store.snapshots.release(layer)
+            assert (store.layers.acquire(layer) / "file").read_text() == "below\n"
+            store.layers.release(layer)
 
-    store.snapshots.acquire(layer)
+    store.layers.acquire(layer)
     in_threads(6, use)
     assert store.ledger.ready(layer).uses == 1
-    store.snapshots.release(layer)
+    store.layers.release(layer)
 
 
 def test_a_busy_mount_is_detached_and_its_device_goes_with_the_last_user(
     store: Store, layer: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    place = store.snapshots.acquire(layer)
+    place = store.layers.acquire(layer)
     with sitting_in(place):
-        store.snapshots.release(layer)
+        store.layers.release(layer)
         assert not is_mounted(place)
         assert "sleep (pid" in caplog.text
         info = store.volumes.info(store.ledger.ready(layer))
         assert info is not None
         assert info.deferred_remove
-        assert (store.snapshots.acquire(layer) / "file").exists(), "it can be mounted again meanwhile"
-        store.snapshots.release(layer)
+        assert (store.layers.acquire(layer) / "file").exists(), "it can be mounted again meanwhile"
+        store.layers.release(layer)
     store.pool.activate()
     assert store.volumes.info(store.ledger.ready(layer)) is None
 
 
 def test_a_mount_that_leaked_into_another_namespace_is_taken_back(store: Store, layer: str) -> None:
-    store.snapshots.acquire(layer)
+    store.layers.acquire(layer)
     with elsewhere("echo ready; exec sleep 100"):
-        store.snapshots.release(layer)
+        store.layers.release(layer)
         assert store.volumes.info(store.ledger.ready(layer)) is None
 
 
-def test_a_leak_that_cannot_be_taken_back_is_named(
-    store: Store, layer: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    place = store.snapshots.acquire(layer)
+def test_a_leak_that_cannot_be_taken_back_is_named(store: Store, layer: str, caplog: pytest.LogCaptureFixture) -> None:
+    place = store.layers.acquire(layer)
     with elsewhere(f"mount --bind {place} /mnt; echo ready; exec sleep 100"):
-        store.snapshots.release(layer)
+        store.layers.release(layer)
         assert "mounted at /mnt in its mount namespace" in caplog.text
     store.pool.activate()
     until(lambda: store.volumes.info(store.ledger.ready(layer)) is None)  # the kernel removes it by a work queue
@@ -179,48 +177,48 @@ def test_a_leak_that_cannot_be_taken_back_is_named(
 
 def test_a_busy_volume_is_removed_with_its_last_user(store: Store, layer: str) -> None:
     child(store, "web", layer)
-    with sitting_in(store.snapshots.acquire("web")):
-        store.snapshots.remove("web")
-        store.snapshots.remove("web")
+    with sitting_in(store.layers.acquire("web")):
+        store.layers.remove("web")
+        store.layers.remove("web")
         child(store, "web", layer)
         assert len(store.ledger.unfinished()) == 1
     store.pool.activate()
     assert store.ledger.unfinished() == []
-    store.snapshots.remove("nothing")
+    store.layers.remove("nothing")
 
 
 def test_what_may_not_be_deferred_is_an_error(store: Store, layer: str) -> None:
     options = ("dm.use_deferred_removal=false", "dm.use_deferred_deletion=false")
     with Store(store.layout.root, options) as strict:
-        place = strict.snapshots.acquire(layer)
+        place = strict.layers.acquire(layer)
         with sitting_in(place), pytest.raises(Exception, match=r"in use by sleep \(pid"):
-            strict.snapshots.remove(layer)
-        strict.snapshots.remove(layer)
+            strict.layers.remove(layer)
+        strict.layers.remove(layer)
     assert store.ledger.find(layer) is None
 
 
-def test_a_daemon_leaves_a_device_for_a_moment(store: Store, layer: str, behind: Behind) -> None:
-    place = store.snapshots.acquire(layer)
+def test_a_daemon_leaves_a_device_for_a_moment(store: Store, layer: str, behind: BackgroundQueue) -> None:
+    place = store.layers.acquire(layer)
     (place / "more").write_text("written before the last close\n")
-    store.snapshots.release(layer)
+    store.layers.release(layer)
     assert store.volumes.info(store.ledger.ready(layer)) is not None
     child(store, "web", layer)
-    with store.snapshots.opened("web") as root:
+    with store.layers.opened("web") as root:
         assert names(root) == ["file", "more"]
-    store.snapshots.acquire(layer)
+    store.layers.acquire(layer)
     behind.drain()
     assert is_mounted(place), "what is in use again stays"
-    store.snapshots.release(layer)
+    store.layers.release(layer)
     behind.drain()
     assert store.volumes.info(store.ledger.ready(layer)) is None
     assert store.volumes.info(store.ledger.ready("web")) is None
 
 
-def test_a_daemon_removes_behind_its_caller(store: Store, layer: str, behind: Behind) -> None:
+def test_a_daemon_removes_behind_its_caller(store: Store, layer: str, behind: BackgroundQueue) -> None:
     child(store, "web", layer)
-    store.snapshots.release("web")
-    store.snapshots.acquire("web")
-    store.snapshots.remove("web")
+    store.layers.release("web")
+    store.layers.acquire("web")
+    store.layers.remove("web")
     assert [volume.state for volume in store.ledger.unfinished()] == [State.REMOVING]
     child(store, "web", layer)  # nor does this change take the rest out of the thread's hands
     assert [volume.state for volume in store.ledger.unfinished()] == [State.REMOVING]
@@ -233,26 +231,28 @@ def test_what_a_daemon_that_was_killed_had_before_it_is_done_by_the_next(store: 
     pid = os.fork()
     if not pid:
         with Store(store.layout.root) as doomed:
-            doomed.snapshots.behind = Behind("doomed")
+            doomed.layers.behind = BackgroundQueue("doomed")
             child(doomed, "web", layer)
-            doomed.snapshots.acquire(layer)
-            doomed.snapshots.release(layer)
-            doomed.snapshots.remove("web")
+            doomed.layers.acquire(layer)
+            doomed.layers.release(layer)
+            doomed.layers.remove("web")
             os.kill(os.getpid(), signal.SIGKILL)
     os.waitpid(pid, 0)
     assert len(store.ledger.unfinished()) == 1
-    store.snapshots.deactivate_idle(Kind.IMAGE)
+    store.layers.deactivate_idle(Kind.IMAGE)
     assert store.volumes.info(store.ledger.ready(layer)) is None
     assert store.ledger.unfinished() == []
 
 
-def test_a_snapshot_is_whole_whoever_mounts_its_origin_meanwhile(store: Store, layer: str, behind: Behind) -> None:
+def test_a_snapshot_is_whole_whoever_mounts_its_origin_meanwhile(
+    store: Store, layer: str, behind: BackgroundQueue
+) -> None:
     def write() -> None:
         for number in range(12):
-            place = store.snapshots.acquire(layer)
+            place = store.layers.acquire(layer)
             for name in ("a", "b"):
                 (place / name).write_text(f"{number}" * 9000)
-            store.snapshots.release(layer)
+            store.layers.release(layer)
 
     writer = threading.Thread(target=write)
     writer.start()
@@ -271,20 +271,20 @@ def test_a_snapshot_is_whole_whoever_mounts_its_origin_meanwhile(store: Store, l
 
 
 def test_own_work_needs_no_mount_and_hinders_nobody(store: Store, layer: str) -> None:
-    with store.snapshots.opened(layer) as root:
+    with store.layers.opened(layer) as root:
         assert names(root) == ["file"]
         assert mount.of_device(os.fstat(root).st_dev) == []
-        place = store.snapshots.acquire(layer)
-        with store.snapshots.opened(layer) as again:
+        place = store.layers.acquire(layer)
+        with store.layers.opened(layer) as again:
             (place / "more").write_text("")
             assert names(again) == names(root) == ["file", "more"]
         child(store, "web", layer)
-        store.snapshots.release(layer)
+        store.layers.release(layer)
         assert not is_mounted(place)
         assert names(root) == ["file", "more"]
     assert store.volumes.info(store.ledger.ready(layer)) is None
-    with store.snapshots.opened(layer):
-        store.snapshots.remove(layer)
+    with store.layers.opened(layer):
+        store.layers.remove(layer)
         assert store.ledger.find(layer) is None
     store.pool.activate()
     assert store.ledger.unfinished() == []
@@ -292,8 +292,8 @@ def test_own_work_needs_no_mount_and_hinders_nobody(store: Store, layer: str) ->
 
 def test_an_origin_whose_device_goes_just_now(store: Store, layer: str, monkeypatch: pytest.MonkeyPatch) -> None:
     user = ExitStack()
-    user.enter_context(sitting_in(store.snapshots.acquire(layer)))
-    store.snapshots.release(layer)
+    user.enter_context(sitting_in(store.layers.acquire(layer)))
+    store.layers.release(layer)
 
     class LateGuard(Guard):
         """Comes when the device that was there has gone with its last user."""
@@ -305,12 +305,12 @@ def test_an_origin_whose_device_goes_just_now(store: Store, layer: str, monkeypa
 
     monkeypatch.setattr(volume, "Guard", LateGuard)
     child(store, "web", layer)
-    assert (store.snapshots.acquire("web") / "file").read_text() == "below\n"
+    assert (store.layers.acquire("web") / "file").read_text() == "below\n"
 
 
 def test_size(store: Store, layer: str) -> None:
     child(store, "large", layer, GIB)
-    place = store.snapshots.acquire("large")
+    place = store.layers.acquire("large")
     figures = os.statvfs(place)
     assert figures.f_blocks * figures.f_frsize > 900 * MIB
     child(store, "same", "large", GIB)
@@ -319,21 +319,21 @@ def test_size(store: Store, layer: str) -> None:
     with pytest.raises(NotFound):
         child(store, "orphan", "nothing")
     with pytest.raises(AlreadyExists):
-        store.snapshots.create_first("large", Kind.IMAGE)
+        store.layers.create_first("large", Kind.IMAGE)
 
 
 def test_mount_options_of_one_time(store: Store, layer: str) -> None:
-    place = store.snapshots.acquire(layer, "ro,noexec")
+    place = store.layers.acquire(layer, "ro,noexec")
     (entry,) = [entry for entry in mount.table() if entry.target == str(place)]
     assert {"ro", "noexec"} <= set(entry.options.split(","))
 
 
 def test_unmount_all(store: Store, layer: str) -> None:
     child(store, "web", layer)
-    store.snapshots.acquire("web")
-    store.snapshots.acquire("web")
-    store.snapshots.acquire(layer)
-    assert len(store.snapshots.mounted()) == 2
-    store.snapshots.unmount_all()
-    assert store.snapshots.mounted() == []
+    store.layers.acquire("web")
+    store.layers.acquire("web")
+    store.layers.acquire(layer)
+    assert len(store.layers.mounted()) == 2
+    store.layers.unmount_all()
+    assert store.layers.mounted() == []
     store.pool.deactivate()

@@ -13,7 +13,7 @@ from dmthin.kernel import block, process
 from dmthin.kernel.dmioctl import IoctlDeviceMapper
 from dmthin.pool.guard import Guard
 from dmthin.pool.spacemap import ENTRIES_PER_BITMAP, SpaceMap
-from dmthin.store.model import Kind, NewVolume, Volume
+from dmthin.store.state.model import Kind, NewVolume, Volume
 from dmthin.store.store import Store
 from dmthin.units import METADATA_BLOCK, MIB
 from tests.kernel import rigs

@@ -13,11 +13,11 @@ from dmthin import failpoint
 from dmthin.errors import AlreadyExists, NoDataSpace, NotFound
 from dmthin.kernel import mount
 from dmthin.kernel.devicemapper import DeviceInfo
-from dmthin.store import spares
-from dmthin.store.behind import Behind
-from dmthin.store.model import SPARE_NAMES, State, Volume
-from dmthin.store.pools import PoolReport
+from dmthin.store.lifecycle.pool import PoolReport
+from dmthin.store.state.model import SPARE_NAMES, State, Volume
 from dmthin.store.store import Store
+from dmthin.store.volumes import spares
+from dmthin.store.volumes.background import BackgroundQueue
 from dmthin.units import MIB
 from tests.at_once import in_threads
 from tests.kernel.conftest import fill
@@ -37,16 +37,16 @@ def store(make_store: Callable[..., Store], options: tuple[str, ...]) -> Store:
 
 
 @pytest.fixture
-def behind(store: Store) -> Iterator[Behind]:
+def behind(store: Store) -> Iterator[BackgroundQueue]:
     """The thread of a daemon, whose store this is; it makes spares."""
-    behind = store.snapshots.spares.behind = Behind("test")
+    behind = store.layers.spares.behind = BackgroundQueue("test")
     yield behind
-    store.snapshots.spares.close()
+    store.layers.spares.close()
     behind.close()
 
 
 @pytest.fixture
-def spare(store: Store, behind: Behind, place: Path) -> Volume:
+def spare(store: Store, behind: BackgroundQueue, place: Path) -> Volume:
     """The spare of the image `image`."""
     make_image(store, place, "image")
     return ask_twice(store, behind, "image")
@@ -54,17 +54,17 @@ def spare(store: Store, behind: Behind, place: Path) -> Volume:
 
 def make_image(store: Store, place: Path, name: str) -> None:
     """A committed snapshot with one file, which holds its name."""
-    _, info = store.keyed.prepare(NAME, f"{name}-key", "", {})
+    _, info = store.snapshots.prepare(NAME, f"{name}-key", "", {})
     with mounted(info, place) as root:
         (root / "file").write_text(name)
-    store.keyed.commit(NAME, name, f"{name}-key", {})
+    store.snapshots.commit(NAME, name, f"{name}-key", {})
 
 
-def ask_twice(store: Store, behind: Behind, image: str) -> Volume:
+def ask_twice(store: Store, behind: BackgroundQueue, image: str) -> Volume:
     """Make two snapshots of an image, and with them its spare."""
     for number in (1, 2):
         assert not found(store, image)
-        store.keyed.prepare(NAME, f"{image}-{number}", image, {})
+        store.snapshots.prepare(NAME, f"{image}-{number}", image, {})
     behind.drain()
     (spare,) = found(store, image)
     return spare
@@ -72,7 +72,7 @@ def ask_twice(store: Store, behind: Behind, image: str) -> Volume:
 
 def found(store: Store, image: str) -> list[Volume]:
     """The spares of an image that the ledger has."""
-    parent = store.keyed.get(NAME, image).volume.device_id
+    parent = store.snapshots.get(NAME, image).volume.device_id
     return [volume for volume in all_spares(store) if volume.parent == parent]
 
 
@@ -100,25 +100,25 @@ def test_the_next_snapshot_is_the_spare_and_costs_one_step(store: Store, spare: 
     steps: list[str] = []
     failpoint.arm(0, steps.append)
     try:
-        snapshot, info = store.keyed.prepare(NAME, "third", "image", {"k": "v"})
+        snapshot, info = store.snapshots.prepare(NAME, "third", "image", {"k": "v"})
     finally:
         failpoint.arm(0)
     assert snapshot.volume.device_id == spare.device_id
     assert {step for step in steps if "dm " in step} == set()
     assert len({step.removeprefix("before ").removeprefix("after ") for step in steps}) == 1, steps
-    assert store.keyed.get(NAME, "third") == snapshot
+    assert store.snapshots.get(NAME, "third") == snapshot
     assert snapshot.volume == store.ledger.by_id(spare.device_id)
     assert snapshot.labels == {"k": "v"}
     with mounted(info, place) as root:
         assert (root / "file").read_text() == "image"
         (root / "file").write_text("changed")
-    with mounted(store.keyed.prepare(NAME, "fourth", "image", {})[1], place) as root:
+    with mounted(store.snapshots.prepare(NAME, "fourth", "image", {})[1], place) as root:
         assert (root / "file").read_text() == "image"
 
 
-def test_there_is_a_new_one_for_the_next(store: Store, behind: Behind, spare: Volume) -> None:
+def test_there_is_a_new_one_for_the_next(store: Store, behind: BackgroundQueue, spare: Volume) -> None:
     for key in ("third", "fourth"):
-        taken = store.keyed.prepare(NAME, key, "image", {})[0].volume
+        taken = store.snapshots.prepare(NAME, key, "image", {})[0].volume
         behind.drain()
         (next_one,) = found(store, "image")
         assert next_one.device_id > taken.device_id
@@ -126,32 +126,32 @@ def test_there_is_a_new_one_for_the_next(store: Store, behind: Behind, spare: Vo
 
 def test_a_spare_is_nobodys_child_and_goes_with_its_image(store: Store, spare: Volume) -> None:
     for key in ("image-1", "image-2", "image"):
-        store.keyed.remove(NAME, key)
+        store.snapshots.remove(NAME, key)
     assert not all_spares(store)
-    assert store.keyed.all(NAME) == []
+    assert store.snapshots.all(NAME) == []
     with pytest.raises(NotFound):
-        store.keyed.prepare(NAME, "third", "image", {})
+        store.snapshots.prepare(NAME, "third", "image", {})
 
 
-def test_what_a_spare_shares_with_its_image_comes_back(store: Store, behind: Behind, place: Path) -> None:
-    _, info = store.keyed.prepare(NAME, "key", "", {})
+def test_what_a_spare_shares_with_its_image_comes_back(store: Store, behind: BackgroundQueue, place: Path) -> None:
+    _, info = store.snapshots.prepare(NAME, "key", "", {})
     with mounted(info, place) as root:
         fill(root / "file", 64 * MIB)
-    store.keyed.commit(NAME, "image", "key", {})
+    store.snapshots.commit(NAME, "image", "key", {})
     ask_twice(store, behind, "image")
     before = store.pool.status()
     for key in ("image-1", "image-2", "image"):
-        store.keyed.remove(NAME, key)
+        store.snapshots.remove(NAME, key)
     after = store.pool.status()
     assert after.data_used <= before.data_used - 64 * MIB
     assert allocated(after) <= allocated(before) - 64 * MIB
 
 
-def test_each_of_many_at_once_gets_its_own(store: Store, behind: Behind, spare: Volume) -> None:
+def test_each_of_many_at_once_gets_its_own(store: Store, behind: BackgroundQueue, spare: Volume) -> None:
     made = []
 
     def make(number: int) -> None:
-        snapshot, _ = store.keyed.prepare(NAME, f"many-{number}", "image", {})
+        snapshot, _ = store.snapshots.prepare(NAME, f"many-{number}", "image", {})
         made.append(snapshot.volume.device_id)
 
     in_threads(8, make)
@@ -163,23 +163,21 @@ def test_each_of_many_at_once_gets_its_own(store: Store, behind: Behind, spare: 
 
 def test_a_taken_key_leaves_the_spare_where_it_is(store: Store, spare: Volume) -> None:
     with pytest.raises(AlreadyExists):
-        store.keyed.prepare(NAME, "image-1", "image", {})
+        store.snapshots.prepare(NAME, "image-1", "image", {})
     assert found(store, "image") == [spare]
 
 
-def test_a_key_that_is_taken_meanwhile_is_refused(
-    store: Store, spare: Volume, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_key_that_is_taken_meanwhile_is_refused(store: Store, spare: Volume, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two callers with one key: the later one finds that out in its last step only."""
-    prepare = store.keyed._keys.find_both
+    prepare = store.snapshots._keys.find_both
 
     def nobody_yet(snapshotter: str, key: str, parent: str) -> object:
         _, below = prepare(snapshotter, key, parent)
         return None, below
 
-    monkeypatch.setattr(store.keyed._keys, "find_both", nobody_yet)
+    monkeypatch.setattr(store.snapshots._keys, "find_both", nobody_yet)
     with pytest.raises(AlreadyExists):
-        store.keyed.prepare(NAME, "image-1", "image", {})
+        store.snapshots.prepare(NAME, "image-1", "image", {})
     assert not all_spares(store)
     with pytest.raises(NotFound):
         store.dm.info(store.ledger.store().device_name(spare.device_id))
@@ -187,41 +185,41 @@ def test_a_key_that_is_taken_meanwhile_is_refused(
 
 @pytest.mark.parametrize("options", [("dm.min_free_space=99%",)])
 def test_a_pool_without_room_refuses_although_there_is_a_spare(store: Store, spare: Volume, place: Path) -> None:
-    with mounted(store.keyed.activate(store.keyed.get(NAME, "image-1")), place) as root:
+    with mounted(store.snapshots.activate(store.snapshots.get(NAME, "image-1")), place) as root:
         fill(root / "file", 64 * MIB)
     with pytest.raises(NoDataSpace):
-        store.keyed.prepare(NAME, "third", "image", {})
+        store.snapshots.prepare(NAME, "third", "image", {})
     assert not all_spares(store)
 
 
 def test_a_spare_whose_device_has_gone_gets_it_again(store: Store, spare: Volume, place: Path) -> None:
     with Store(store.layout.root) as other:
         other.pool.deactivate()
-    snapshot, info = store.keyed.prepare(NAME, "third", "image", {})
+    snapshot, info = store.snapshots.prepare(NAME, "third", "image", {})
     assert snapshot.volume.device_id == spare.device_id
     with mounted(info, place) as root:
         assert (root / "file").read_text() == "image"
 
 
-def test_an_image_in_use_gets_no_spare(store: Store, behind: Behind, place: Path) -> None:
+def test_an_image_in_use_gets_no_spare(store: Store, behind: BackgroundQueue, place: Path) -> None:
     """It was committed while it was mounted: what is written still belongs into the next snapshot."""
     make_image(store, place, "image")
-    with mounted(store.keyed.activate(store.keyed.get(NAME, "image")), place):
+    with mounted(store.snapshots.activate(store.snapshots.get(NAME, "image")), place):
         for number in (1, 2, 3):
-            store.keyed.prepare(NAME, f"image-{number}", "image", {})
+            store.snapshots.prepare(NAME, f"image-{number}", "image", {})
         behind.drain()
         assert not all_spares(store)
 
 
 def test_those_of_another_size_and_views_are_made(store: Store, spare: Volume) -> None:
-    larger, _ = store.keyed.prepare(NAME, "larger", "image", {}, size=spare.size + 64 * MIB)
-    view, _ = store.keyed.prepare(NAME, "view", "image", {}, view=True)
+    larger, _ = store.snapshots.prepare(NAME, "larger", "image", {}, size=spare.size + 64 * MIB)
+    view, _ = store.snapshots.prepare(NAME, "view", "image", {}, view=True)
     assert spare.device_id not in (larger.volume.device_id, view.volume.device_id)
     assert found(store, "image") == [spare]
 
 
 def test_there_are_no_more_than_so_many(
-    store: Store, behind: Behind, place: Path, monkeypatch: pytest.MonkeyPatch
+    store: Store, behind: BackgroundQueue, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The image that was given one the longest ago has to do without."""
     monkeypatch.setattr(spares, "_MOST", 2)
@@ -236,53 +234,55 @@ def test_there_are_no_more_than_so_many(
 def test_other_processes_leave_a_spare_alone(store: Store, spare: Volume) -> None:
     with Store(store.layout.root) as other:
         for key in ("fourth", "fifth"):
-            other.keyed.prepare(NAME, key, "image", {})
+            other.snapshots.prepare(NAME, key, "image", {})
         assert found(store, "image") == [spare]
         assert other.ledger.by_id(spare.device_id) == spare
-    assert store.keyed.prepare(NAME, "third", "image", {})[0].volume.device_id == spare.device_id
+    assert store.snapshots.prepare(NAME, "third", "image", {})[0].volume.device_id == spare.device_id
 
 
-def test_an_end_leaves_none(store: Store, behind: Behind, spare: Volume) -> None:
-    store.keyed.prepare(NAME, "third", "image", {})  # the next one is on its way
-    store.snapshots.spares.close()
+def test_an_end_leaves_none(store: Store, behind: BackgroundQueue, spare: Volume) -> None:
+    store.snapshots.prepare(NAME, "third", "image", {})  # the next one is on its way
+    store.layers.spares.close()
     behind.drain()
     assert not all_spares(store)
     assert {volume.state for volume in store.ledger.volumes()} == {State.READY}
-    assert store.keyed.prepare(NAME, "fourth", "image", {})
+    assert store.snapshots.prepare(NAME, "fourth", "image", {})
 
 
 def test_an_end_in_the_middle_of_making_one_leaves_none(
-    store: Store, behind: Behind, place: Path, monkeypatch: pytest.MonkeyPatch
+    store: Store, behind: BackgroundQueue, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_image(store, place, "image")
     making = store.volumes.making
 
     def closing(*arguments: Any, **options: Any) -> AbstractContextManager[Volume]:
-        store.snapshots.spares.close()
+        store.layers.spares.close()
         return making(*arguments, **options)
 
     for key in ("first", "second"):
-        store.keyed.prepare(NAME, key, "image", {})
+        store.snapshots.prepare(NAME, key, "image", {})
     monkeypatch.setattr(store.volumes, "making", closing)
     behind.drain()
     assert not all_spares(store)
 
 
-def test_an_end_does_not_bring_a_pool_up_that_was_taken_down(store: Store, behind: Behind, spare: Volume) -> None:
+def test_an_end_does_not_bring_a_pool_up_that_was_taken_down(
+    store: Store, behind: BackgroundQueue, spare: Volume
+) -> None:
     """An administrator may be at its metadata with thin_check."""
     with Store(store.layout.root) as other:
         other.pool.deactivate()
-    store.snapshots.spares.close()
+    store.layers.spares.close()
     assert not store.pool.status().active
     assert all_spares(store) == [spare]
     store.pool.activate()
     assert not all_spares(store)
 
 
-def test_no_pool_is_brought_up_for_a_spare(store: Store, behind: Behind, place: Path) -> None:
+def test_no_pool_is_brought_up_for_a_spare(store: Store, behind: BackgroundQueue, place: Path) -> None:
     make_image(store, place, "image")
     for key in ("first", "second"):
-        store.keyed.prepare(NAME, key, "image", {})
+        store.snapshots.prepare(NAME, key, "image", {})
     with Store(store.layout.root) as other:
         other.pool.deactivate()
     behind.drain()
@@ -290,19 +290,21 @@ def test_no_pool_is_brought_up_for_a_spare(store: Store, behind: Behind, place: 
     assert not all_spares(store)
 
 
-def test_an_image_that_another_process_removes_leaves_no_blocks(store: Store, behind: Behind, place: Path) -> None:
+def test_an_image_that_another_process_removes_leaves_no_blocks(
+    store: Store, behind: BackgroundQueue, place: Path
+) -> None:
     """The daemon hears of it in containerd's next Cleanup."""
     make_image(store, place, "image")
-    with mounted(store.keyed.activate(store.keyed.get(NAME, "image")), place) as root:
+    with mounted(store.snapshots.activate(store.snapshots.get(NAME, "image")), place) as root:
         fill(root / "more", 64 * MIB)
-    store.volumes.deactivate(store.keyed.get(NAME, "image").volume)
+    store.volumes.deactivate(store.snapshots.get(NAME, "image").volume)
     ask_twice(store, behind, "image")
     before = store.pool.status()
     with Store(store.layout.root) as other:
         for key in ("image-1", "image-2", "image"):
-            other.keyed.remove(NAME, key)
+            other.snapshots.remove(NAME, key)
         assert all_spares(other)
-    store.snapshots.spares.drop_orphans()
+    store.layers.spares.drop_orphans()
     assert not all_spares(store)
     after = store.pool.status()
     assert after.data_used <= before.data_used - 64 * MIB
@@ -311,20 +313,20 @@ def test_an_image_that_another_process_removes_leaves_no_blocks(store: Store, be
 
 def test_a_process_that_dies_while_an_image_goes_leaves_no_blocks(store: Store, place: Path) -> None:
     """Its spare is removed before the image's blocks are given back: they are the image's alone by then."""
-    _, info = store.keyed.prepare(NAME, "key", "", {})
+    _, info = store.snapshots.prepare(NAME, "key", "", {})
     with mounted(info, place) as root:
         fill(root / "file", 64 * MIB)
-    store.keyed.commit(NAME, "image", "key", {})
+    store.snapshots.commit(NAME, "image", "key", {})
     before = store.pool.status()
     pid = os.fork()
     if not pid:
         with Store(store.layout.root) as doomed:
-            doomed.snapshots.behind = doomed.snapshots.spares.behind = Behind("doomed")
+            doomed.layers.behind = doomed.layers.spares.behind = BackgroundQueue("doomed")
             for key in ("first", "second"):
-                doomed.keyed.prepare(NAME, key, "image", {})
-            doomed.snapshots.behind.drain()
+                doomed.snapshots.prepare(NAME, key, "image", {})
+            doomed.layers.behind.drain()
             for key in ("first", "second", "image"):
-                doomed.keyed.remove(NAME, key)
+                doomed.snapshots.remove(NAME, key)
             os.kill(os.getpid(), signal.SIGKILL)
     _, status = os.waitpid(pid, 0)
     assert os.WTERMSIG(status) == signal.SIGKILL
@@ -337,32 +339,32 @@ def test_a_process_that_dies_while_an_image_goes_leaves_no_blocks(store: Store, 
 
 def test_unmounting_everything_does_not_wait_for_a_spare(store: Store, spare: Volume) -> None:
     with Store(store.layout.root) as other:
-        other.snapshots.unmount_all()
+        other.layers.unmount_all()
     assert all_spares(store) == [spare]
 
 
 def test_a_removal_that_is_under_way_ends_before_a_spare_is_made(
-    store: Store, behind: Behind, place: Path
+    store: Store, behind: BackgroundQueue, place: Path
 ) -> None:
     make_image(store, place, "image")
     for key in ("first", "second"):
-        store.keyed.prepare(NAME, key, "image", {})
+        store.snapshots.prepare(NAME, key, "image", {})
     for key in ("first", "second"):
-        store.keyed.remove(NAME, key)
-    store.snapshots.behind = removing = Behind("removing")
+        store.snapshots.remove(NAME, key)
+    store.layers.behind = removing = BackgroundQueue("removing")
     try:
-        store.keyed.remove(NAME, "image")  # keeps its lock for a moment
+        store.snapshots.remove(NAME, "image")  # keeps its lock for a moment
         behind.drain()
         assert not all_spares(store)
     finally:
         removing.close()
 
 
-def test_an_image_that_was_removed_meanwhile_gets_none(store: Store, behind: Behind, place: Path) -> None:
+def test_an_image_that_was_removed_meanwhile_gets_none(store: Store, behind: BackgroundQueue, place: Path) -> None:
     make_image(store, place, "image")
     for number in (1, 2):
-        store.keyed.prepare(NAME, f"image-{number}", "image", {})
+        store.snapshots.prepare(NAME, f"image-{number}", "image", {})
     for key in ("image-1", "image-2", "image"):
-        store.keyed.remove(NAME, key)
+        store.snapshots.remove(NAME, key)
     behind.drain()
     assert not all_spares(store)

@@ -69,7 +69,7 @@ def test_a_suspended_pool_has_all_its_metadata_on_the_disk(dm: IoctlDeviceMapper
             copy = scratch / "copy"
             process.run("dd", f"if={rig.metadata.node}", f"of={copy}", "bs=64k", "iflag=direct")
             metadata.check(copy)
-            assert "mapped_blocks=\"1\"" in process.run("thin_dump", str(copy)).stdout
+            assert 'mapped_blocks="1"' in process.run("thin_dump", str(copy)).stdout
 
 
 def test_a_metadata_snapshot_of_a_dead_reader_is_released(dm: IoctlDeviceMapper, scratch: Path) -> None:
@@ -252,9 +252,7 @@ def test_snapshots_of_a_mounted_file_system_under_a_writer(
             mount.unmount(place)
 
 
-def look_at(
-    rig: Rig, device_id: int, size: int, kind: filesystem.FileSystem, expected: set[str], place: Path
-) -> None:
+def look_at(rig: Rig, device_id: int, size: int, kind: filesystem.FileSystem, expected: set[str], place: Path) -> None:
     """A snapshot is a clean file system with exactly the files that were there while it was taken."""
     node = rig.activate(device_id, size)
     if kind is filesystem.EXT4:

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 import pytest
 
 from dmthin.errors import Unavailable
-from dmthin.store.behind import AtOnce, Behind
+from dmthin.store.volumes.background import BackgroundQueue, InlineQueue
 
 
 @pytest.fixture
-def behind() -> Iterator[Behind]:
-    behind = Behind("test", most=3)
+def behind() -> Iterator[BackgroundQueue]:
+    behind = BackgroundQueue("test", most=3)
     yield behind
     behind.close()
 
@@ -22,10 +22,10 @@ def test_the_caller_does_it_himself_and_gets_its_errors() -> None:
         raise Unavailable("no pool")
 
     with pytest.raises(Unavailable):
-        AtOnce().later(1000, fail)
+        InlineQueue().later(1000, fail)
 
 
-def test_it_is_done_in_another_thread_by_its_time(behind: Behind) -> None:
+def test_it_is_done_in_another_thread_by_its_time(behind: BackgroundQueue) -> None:
     done: list[str] = []
     behind.later(0.3, lambda: done.append("second"))
     behind.later(0.1, lambda: done.append(threading.current_thread().name))
@@ -36,7 +36,7 @@ def test_it_is_done_in_another_thread_by_its_time(behind: Behind) -> None:
     assert done == ["test-behind", "second"]
 
 
-def test_draining_does_it_before_its_time(behind: Behind) -> None:
+def test_draining_does_it_before_its_time(behind: BackgroundQueue) -> None:
     done: list[int] = []
     behind.later(1000, lambda: done.append(2))
     behind.later(900, lambda: done.append(1))
@@ -46,7 +46,7 @@ def test_draining_does_it_before_its_time(behind: Behind) -> None:
     assert done == [1, 2], "what comes afterwards has its time again"
 
 
-def test_draining_waits_for_what_is_under_way(behind: Behind) -> None:
+def test_draining_waits_for_what_is_under_way(behind: BackgroundQueue) -> None:
     begun, goes_on, done = threading.Event(), threading.Event(), []
 
     def work() -> None:
@@ -61,7 +61,7 @@ def test_draining_waits_for_what_is_under_way(behind: Behind) -> None:
     assert done == ["work"]
 
 
-def test_who_brings_too_much_does_it_himself(behind: Behind) -> None:
+def test_who_brings_too_much_does_it_himself(behind: BackgroundQueue) -> None:
     done: list[str] = []
     for _ in range(3):
         behind.later(1000, lambda: done.append("later"))
@@ -74,7 +74,7 @@ def test_who_brings_too_much_does_it_himself(behind: Behind) -> None:
     assert done[-1] == "after the end"
 
 
-def test_a_failure_is_told_and_stops_nothing(behind: Behind, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_failure_is_told_and_stops_nothing(behind: BackgroundQueue, caplog: pytest.LogCaptureFixture) -> None:
     done: list[int] = []
 
     def fail() -> None:

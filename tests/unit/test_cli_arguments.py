@@ -48,9 +48,7 @@ def test_global_options_stand_anywhere(place: int) -> None:
     given = ["--root", "/srv", "--json", "--storage-opt=size=20G", "-v", "--storage-opt", "dm.fs=xfs", "--yes"]
     options, rest = split_globals([*words[: 2 * place], *given, *words[2 * place :]])
     assert rest == words
-    assert options == GlobalOptions(
-        Path("/srv"), ("dm.fs=xfs",), ("size=20G",), json=True, yes=True, verbose=True
-    )
+    assert options == GlobalOptions(Path("/srv"), ("dm.fs=xfs",), ("size=20G",), json=True, yes=True, verbose=True)
 
 
 def test_storage_options_add_up_and_the_last_root_wins() -> None:

@@ -16,9 +16,9 @@ from dmthin.cli.table import Table, aligned, ask, describe, find
 from dmthin.errors import AlreadyExists, InvalidValue, NoDataSpace
 from dmthin.kernel.thin import PoolMode, PoolStatus
 from dmthin.layers.unpack import Progress
-from dmthin.store.model import Kind
-from dmthin.store.pools import PoolReport
-from dmthin.store.views import Activity, TreeNode, VolumeUsage, VolumeView, pool_warnings
+from dmthin.store.lifecycle.pool import PoolReport
+from dmthin.store.report import Activity, TreeNode, VolumeUsage, VolumeView, pool_warnings
+from dmthin.store.state.model import Kind
 from dmthin.units import GIB, KIB, MIB
 
 IMAGE = VolumeView(

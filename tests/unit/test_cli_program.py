@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-import dmthin.store.views
+import dmthin.store.report
 from dmthin import __version__
 from dmthin.cli import main
 from dmthin.cli.output import Output
@@ -106,7 +106,7 @@ def test_o_help_needs_no_store(run: Run) -> None:
 
 def test_without_rights_it_says_so() -> None:
     """A store of root's, seen by somebody else: a child that gives its rights up, the modules being loaded already."""
-    assert dmthin.store.views
+    assert dmthin.store.report
     with tempfile.TemporaryDirectory() as folder:
         Path(folder).chmod(0o755)
         store = Path(folder, "store")

@@ -82,8 +82,6 @@ def test_the_command_prints_it(capsys: pytest.CaptureFixture[str]) -> None:
         (["serve"], "give --docker, --containerd or both"),
     ],
 )
-def test_what_does_not_go_together_is_refused(
-    words: list[str], said: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_does_not_go_together_is_refused(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(words) == 2
     assert said in capsys.readouterr().err

@@ -114,12 +114,8 @@ def test_a_link_is_replaced_and_not_written_through(site: Site) -> None:
 def test_attributes_are_not_set_through_a_link(site: Site) -> None:
     victim = site.outside / "file"
     site.apply(
-        member(
-            "s", type=SYMLINK, linkname=str(victim), mode=0o7777, pax_headers={"SCHILY.xattr.user.x": "y"}
-        ),
-        member(
-            "h", type=HARDLINK, linkname="s", mode=0o7777, mtime=1, pax_headers={"SCHILY.xattr.user.x": "y"}
-        ),
+        member("s", type=SYMLINK, linkname=str(victim), mode=0o7777, pax_headers={"SCHILY.xattr.user.x": "y"}),
+        member("h", type=HARDLINK, linkname="s", mode=0o7777, mtime=1, pax_headers={"SCHILY.xattr.user.x": "y"}),
     )
     assert (site.root / "h").is_symlink()
 
@@ -197,9 +193,7 @@ def test_a_hard_link_through_a_link_inside(site: Site) -> None:
     assert (site.root / "usr/lib/g").stat().st_ino == (site.root / "usr/lib/f").stat().st_ino
 
 
-@pytest.mark.parametrize(
-    "parent", [member("p", b"file"), member("p", type=FIFO), link("p", "p"), link("p", "gone")]
-)
+@pytest.mark.parametrize("parent", [member("p", b"file"), member("p", type=FIFO), link("p", "p"), link("p", "gone")])
 def test_what_is_no_parent(site: Site, parent: tuple[tarfile.TarInfo, bytes]) -> None:
     site.refuse(parent, member("p/file", b"x"))
     site.refuse(parent, folder("p/a/b/c"))
@@ -247,9 +241,7 @@ def test_a_directory_entry_keeps_the_content(site: Site) -> None:
 
 
 def test_a_full_directory_is_replaced(site: Site) -> None:
-    site.apply(
-        member("d/e/f/g", b"1"), link("d/out", site.outside), member("d/e/h", b"2"), member("d", b"file")
-    )
+    site.apply(member("d/e/f/g", b"1"), link("d/out", site.outside), member("d/e/h", b"2"), member("d", b"file"))
     assert site.names() == ["d"]
 
 
@@ -277,9 +269,7 @@ def test_names_that_no_file_system_takes(site: Site) -> None:
 
 
 def test_odd_names_that_a_file_system_takes(site: Site) -> None:
-    site.apply(
-        member("new\nline", b"1"), member("n" * 255, b"2"), member("\udcff\udcfe", b"3"), member(" ", b"4")
-    )
+    site.apply(member("new\nline", b"1"), member("n" * 255, b"2"), member("\udcff\udcfe", b"3"), member(" ", b"4"))
     assert sorted(os.listdir(os.fsencode(site.root))) == sorted([b"new\nline", b"n" * 255, b"\xff\xfe", b" "])
 
 
@@ -389,15 +379,11 @@ def test_remove_tree_takes_no_link_for_a_directory(site: Site) -> None:
 def test_split_is_normpath_from_the_root(parts: list[bytes]) -> None:
     path = b"/".join(parts)
     parent, name = split(path)
-    assert os.path.normpath(b"/" + path).replace(b"//", b"/") == b"/" + (
-        parent + b"/" + name if parent else name
-    )
+    assert os.path.normpath(b"/" + path).replace(b"//", b"/") == b"/" + (parent + b"/" + name if parent else name)
 
 
 # Few names and short targets, so that links, directories and files get into each other's way.
-_names = st.lists(st.sampled_from(["a", "b", "c", "..", "outside", "folder"]), min_size=1, max_size=4).map(
-    "/".join
-)
+_names = st.lists(st.sampled_from(["a", "b", "c", "..", "outside", "folder"]), min_size=1, max_size=4).map("/".join)
 _targets = st.one_of(_names, _names.map("/".__add__), _names.map("../".__add__), st.just("{outside}"))
 _members = st.one_of(
     st.tuples(st.just("file"), _names),

@@ -98,9 +98,7 @@ def test_owners_are_mapped_there_and_back_with_access_control_lists() -> None:
     outside = owners.to_host(entry)
     assert (outside.uid, outside.gid) == (100005, 200006)
     assert outside.xattrs == {
-        "system.posix_acl_access": acl(
-            (1, 6, nobody), (2, 4, 100007), (4, 4, nobody), (8, 4, 200008), (16, 4, nobody)
-        ),
+        "system.posix_acl_access": acl((1, 6, nobody), (2, 4, 100007), (4, 4, nobody), (8, 4, 200008), (16, 4, nobody)),
         "user.x": b"1",
     }
     assert owners.to_container(outside) == entry

@@ -24,12 +24,8 @@ def _is_name(name: bytes) -> bool:
 
 
 names = st.one_of(
-    st.sampled_from(
-        [b"a", b"b", b" ", b"-rf", b"new\nline", b"back\\slash", b"%3D=%25", b"\xff\xfe", b"n" * 255]
-    ),
-    st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20)
-    .map(str.encode)
-    .filter(_is_name),
+    st.sampled_from([b"a", b"b", b" ", b"-rf", b"new\nline", b"back\\slash", b"%3D=%25", b"\xff\xfe", b"n" * 255]),
+    st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20).map(str.encode).filter(_is_name),
     st.binary(min_size=1, max_size=120).filter(_is_name),
 )
 times = st.integers(-(10**9), 4 * 10**9).flatmap(
@@ -39,9 +35,7 @@ runs = st.lists(st.tuples(st.integers(0, 64), st.integers(1, 9000)), max_size=5)
 leaves = st.one_of(
     st.tuples(st.just("file"), st.binary(max_size=3000), st.integers(0, 0o7777), times),
     st.tuples(st.just("sparse"), runs, st.integers(0, 0o777), times),
-    st.tuples(
-        st.just("symlink"), st.binary(min_size=1, max_size=300).filter(lambda t: b"\0" not in t), times
-    ),
+    st.tuples(st.just("symlink"), st.binary(min_size=1, max_size=300).filter(lambda t: b"\0" not in t), times),
     st.tuples(st.just("hardlink"), st.integers(0, 100)),
     st.tuples(st.just("fifo"), st.integers(0, 0o777), times),
 )
@@ -118,9 +112,7 @@ def snapshot(top: bytes, *, whole_seconds: bool = False) -> dict[bytes, tuple[ob
 
 
 def _gnu(tree: bytes, archive: Path, *options: str) -> None:
-    subprocess.run(
-        ["tar", *options, "-C", os.fsdecode(tree), "-cf", archive, "."], check=True, capture_output=True
-    )
+    subprocess.run(["tar", *options, "-C", os.fsdecode(tree), "-cf", archive, "."], check=True, capture_output=True)
 
 
 def _with_exact_time(top: bytes) -> Any:

@@ -87,9 +87,7 @@ SMALL = tar(
 
 
 def test_all_fields_of_a_header() -> None:
-    info, data = member(
-        "a/é\udcff\n", b"12345", mode=0o106755, uid=70_000, gid=3_000_000_000, mtime=1_700_000_000
-    )
+    info, data = member("a/é\udcff\n", b"12345", mode=0o106755, uid=70_000, gid=3_000_000_000, mtime=1_700_000_000)
     info.pax_headers = {"mtime": "1700000000.1234567899", "SCHILY.xattr.security.capability": "\0\udcff=\nx"}
     link, _ = member("b", type=tarfile.LNKTYPE, linkname="a/é\udcff\n")
     node, _ = member("c", type=tarfile.BLKTYPE, devmajor=8, devminor=300)
@@ -147,9 +145,7 @@ def test_a_signed_checksum() -> None:
 
 
 def test_global_headers_are_passed_over() -> None:
-    archive = tarfile.TarInfo.create_pax_global_header({"path": "elsewhere", "size": "7"}) + tar(
-        member("a", b"b")
-    )
+    archive = tarfile.TarInfo.create_pax_global_header({"path": "elsewhere", "size": "7"}) + tar(member("a", b"b"))
     [(entry, data)] = entries(archive)
     assert (entry.path, data) == (b"a", b"b")
 
@@ -411,9 +407,7 @@ def test_standard_input(tmp_path: Path) -> None:
         "import sys; from dmthin.layers.unpack import unpack;"
         f"print(unpack('-', {os.fspath(tmp_path)!r}, keep_owners=False))"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program], input=COMPRESSIONS["gzip"](SMALL), capture_output=True
-    )
+    done = subprocess.run([sys.executable, "-c", program], input=COMPRESSIONS["gzip"](SMALL), capture_output=True)
     assert done.stdout == b"Unpacked(entries=5, bytes=1213)\n"
     assert (tmp_path / "link").read_bytes() == b"x" * 700
 

@@ -119,9 +119,7 @@ def test_gnu_tar_unpacks_times_links_and_attributes(tmp_path: Path) -> None:
         Entry(b"d/h", HARDLINK, 0, link=b"/d/" + long),
         Entry(b"s", SYMLINK, 0o777, os.geteuid(), os.getegid(), 1, link=b"/" + long),
     )  # fmt: skip
-    subprocess.run(
-        ["tar", "--xattrs", "--xattrs-include=*", "-xpf", "-", "-C", tmp_path], input=archive, check=True
-    )
+    subprocess.run(["tar", "--xattrs", "--xattrs-include=*", "-xpf", "-", "-C", tmp_path], input=archive, check=True)
     file = os.path.join(os.fsencode(tmp_path), b"d", long)
     assert Path(os.fsdecode(file)).read_bytes() == b"data"
     assert os.stat(file).st_mtime_ns == 999_999_999_500_000_000

@@ -130,9 +130,7 @@ def test_a_directory_that_becomes_a_link(tree: Path, monkeypatch: pytest.MonkeyP
         list(found)
 
 
-@pytest.mark.parametrize(
-    "make", [os.mkfifo, lambda path: path.symlink_to("/etc/passwd"), Path.touch, Path.mkdir]
-)
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/etc/passwd"), Path.touch, Path.mkdir])
 def test_a_file_that_becomes_something_else(
     tree: Path, monkeypatch: pytest.MonkeyPatch, make: Callable[[Path], None]
 ) -> None:

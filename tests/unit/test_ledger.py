@@ -12,11 +12,11 @@ import pytest
 
 from dmthin.errors import AlreadyExists, InUse, KernelError, NoMetadataSpace, NotFound, Unavailable
 from dmthin.kernel import block
-from dmthin.store import schema
-from dmthin.store.ledger import Ledger
-from dmthin.store.locks import Locks, make_lock_file
-from dmthin.store.model import Kind, NewVolume, State, StoreRecord, StoreState, Volume, new_uuid
-from dmthin.store.schema import SCHEMA_VERSION
+from dmthin.store.state import schema
+from dmthin.store.state.ledger import Ledger
+from dmthin.store.state.locks import Locks, make_lock_file
+from dmthin.store.state.model import Kind, NewVolume, State, StoreRecord, StoreState, Volume, new_uuid
+from dmthin.store.state.schema import SCHEMA_VERSION
 from tests.waiting import until
 
 

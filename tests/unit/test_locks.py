@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from dmthin.errors import NotFound
-from dmthin.store.locks import Locks, make_lock_file
+from dmthin.store.state.locks import Locks, make_lock_file
 
 
 @pytest.fixture

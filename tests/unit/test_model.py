@@ -3,7 +3,7 @@
 import pytest
 
 from dmthin.errors import InvalidValue
-from dmthin.store.model import Kind, StoreRecord, StoreState, check_name, new_uuid
+from dmthin.store.state.model import Kind, StoreRecord, StoreState, check_name, new_uuid
 
 
 @pytest.mark.parametrize("name", ["a", "web-1", "A_b.c", "0", "x" * 128])

@@ -10,8 +10,8 @@ from dmthin.errors import InvalidValue
 from dmthin.kernel.thin import MAX_METADATA_SIZE
 from dmthin.pool import filesystem
 from dmthin.pool.diskpart import Division, divide
-from dmthin.store.directlvm import DIRECT_OPTIONS, DirectLvm
-from dmthin.store.options import POOL_OPTIONS, StorageOptions, as_texts, parse_pairs, parse_volume_size
+from dmthin.store.config.direct_lvm import DIRECT_OPTIONS, DirectLvm
+from dmthin.store.config.options import POOL_OPTIONS, StorageOptions, as_texts, parse_pairs, parse_volume_size
 from dmthin.units import GIB, KIB, MIB, TIB
 
 

@@ -82,9 +82,7 @@ def test_it_serves_until_a_signal(start: Start, tmp_path: Path, number: int) -> 
     assert "Traceback" not in words
 
 
-def test_systemd_hears_that_it_is_ready_alive_and_ending(
-    start: Start, tmp_path: Path, manager: socket.socket
-) -> None:
+def test_systemd_hears_that_it_is_ready_alive_and_ending(start: Start, tmp_path: Path, manager: socket.socket) -> None:
     environment = {"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "100000"}
     process = start("--docker", str(tmp_path / "s"), **environment)
     said = [manager.recv(200).decode() for _ in range(4)]

@@ -1,7 +1,7 @@
 """dmthin as it is, but that a test lets it die in a call of its choice: `python -m ... FILE WORD...`.
 
 A line `CALL N` in FILE is the order to die at the Nth edge that is passed within such calls; it is removed as it is
-carried out. CALL is a method of containerd's service, or `Behind` for what is done behind callers. FILE.edges gets a
+carried out. CALL is a method of containerd's service, or `BackgroundQueue` for the work of that. FILE.edges gets a
 line for each edge passed, with the call that it was passed in.
 """
 
@@ -13,7 +13,7 @@ from dmthin import failpoint
 from dmthin.cli import main
 
 _FACE = "dmthin.containerd.server"
-_BEHIND = "dmthin.store.behind"
+_BEHIND = "dmthin.store.volumes.background"
 
 
 class Executioner:
@@ -45,7 +45,7 @@ def _call(frame: FrameType | None) -> str:
         if module == _FACE and name.startswith("_") and name != "_called":
             return name.strip("_").capitalize()
         if module == _BEHIND:
-            return "Behind"
+            return "BackgroundQueue"
         frame = frame.f_back
     return "Start"
 

@@ -7,7 +7,7 @@ import pytest
 
 from dmthin.kernel import mount
 from dmthin.store.create import create_store
-from dmthin.store.model import Kind
+from dmthin.store.state.model import Kind
 from dmthin.store.store import Store
 from tests.engine.containerd.archives import chain_ids, oci_archive
 from tests.engine.containerd.harness import LARGE, SMALL, SMALL_STORE, Containerd

@@ -7,7 +7,7 @@ from contextlib import suppress
 from itertools import count
 from pathlib import Path
 
-from dmthin.store.model import Snapshot
+from dmthin.store.state.model import Snapshot
 from dmthin.store.store import Store
 from tests.engine.daemons import PATH, Daemon, Failed, last_words, listens
 from tests.snapshots_client import Snapshots
@@ -174,7 +174,7 @@ class Containerd:
     def kept(self, snapshotter: str = DMTHIN) -> list[Snapshot]:
         """The snapshots that dmthin has for a snapshotter."""
         with self.store(snapshotter) as store:
-            return store.keyed.all(snapshotter)
+            return store.snapshots.all(snapshotter)
 
     def await_names(self, *names: str, snapshotter: str = DMTHIN) -> None:
         """Wait until dmthin has these snapshots only, as containerd's garbage collector brings about in a moment.

@@ -50,7 +50,7 @@ def test_containerd_takes_the_configuration_that_dmthin_prints(containerd: Conta
     lines = containerd("plugins", "ls").splitlines()
     state = {identity: status for _, identity, _, status in (line.split() for line in lines[1:])}
     assert {state[name] for name in ("dmthin", "large", "cri")} == {"ok"}
-    assert "snapshotter = \"dmthin\"" in containerd.config.read_text()
+    assert 'snapshotter = "dmthin"' in containerd.config.read_text()
 
 
 def test_an_image_with_whiteouts_is_the_sum_of_its_layers(containerd: Containerd, chain: list[str]) -> None:
@@ -90,9 +90,7 @@ def test_many_at_once(containerd: Containerd, chain: list[str]) -> None:
     assert sorted(containerd("tasks", "ls", "-q").split()) == names
 
 
-def test_what_a_container_has_written_becomes_an_image(
-    containerd: Containerd, layers: list[bytes], other: str
-) -> None:
+def test_what_a_container_has_written_becomes_an_image(containerd: Containerd, layers: list[bytes], other: str) -> None:
     """containerd makes the layer from a stopped container.
 
     Of one that runs it cannot: it mounts the snapshot read-only, which the kernel refuses while it is mounted to be

@@ -11,7 +11,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from dmthin.store.model import SnapshotKind
+from dmthin.store.state.model import SnapshotKind
 from dmthin.units import MIB
 from tests.engine.containerd.archives import oci_archive
 from tests.engine.containerd.conftest import IMAGE
@@ -154,7 +154,7 @@ def test_dmthin_killed_while_it_is_asked(containerd: Containerd, other: bytes, c
         (view,) = client.view("view", chain[-1], ROOTED)
         assert "ro" in view.options
         with containerd.store() as store:
-            (active,) = (snapshot for snapshot in store.keyed.all(DMTHIN) if snapshot.key.endswith("/active"))
+            (active,) = (snapshot for snapshot in store.snapshots.all(DMTHIN) if snapshot.key.endswith("/active"))
             assert store.volumes.deactivate(active.volume)
         dies(containerd, "Mounts 2", lambda: client.mounts("active"))
         assert Path(client.mounts("active")[0].source).is_block_device()
@@ -171,6 +171,6 @@ def test_dmthin_killed_while_it_is_asked(containerd: Containerd, other: bytes, c
 
 def test_dmthin_killed_while_it_removes(containerd: Containerd, other: bytes) -> None:
     """At both sides of the step after which a snapshot is gone, and in the work that is left then."""
-    for order in ("Remove 1", "Remove 2", "Behind 3", "Behind 5"):
+    for order in ("Remove 1", "Remove 2", "BackgroundQueue 3", "BackgroundQueue 5"):
         dies(containerd, order, containerd.collect_garbage)
     works(containerd, other)

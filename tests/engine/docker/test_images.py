@@ -47,7 +47,7 @@ def tree_of(docker: Docker, image: str) -> dict[str, tuple[str, int, str]]:
 
 def test_a_real_root_file_system(docker: Docker) -> None:
     docker("import", str(ROOTFS), "debian")
-    said = docker.container("debian", "sh", "-c", '. /etc/os-release; echo $ID; find / -xdev | wc -l')
+    said = docker.container("debian", "sh", "-c", ". /etc/os-release; echo $ID; find / -xdev | wc -l")
     name, count = said.split()
     assert name == "debian"
     assert int(count) > 5000

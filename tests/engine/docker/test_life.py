@@ -48,7 +48,7 @@ def test_twenty_at_once(docker: Docker) -> None:
         _, words = process.communicate(timeout=300)
         assert process.returncode == 0, words.decode()
     with docker.store() as store:
-        assert store.snapshots.mounted() == []
+        assert store.layers.mounted() == []
     docker.await_only_known_volumes()
 
 
@@ -83,7 +83,7 @@ def test_dmthin_killed_while_containers_run(docker: Docker) -> None:
     assert docker("exec", "web", "cat", "/srv/on") == "on\n"
     docker("rm", "-f", "web")
     with docker.store() as store:
-        assert store.snapshots.mounted() == []
+        assert store.layers.mounted() == []
 
 
 def test_dmthin_killed_in_the_middle_of_a_layer(docker: Docker, layer: Path) -> None:

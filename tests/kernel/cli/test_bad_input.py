@@ -14,7 +14,7 @@ import pytest
 
 from dmthin.cli import main
 from dmthin.kernel import loop, mount
-from dmthin.store.schema import SCHEMA_VERSION
+from dmthin.store.state.schema import SCHEMA_VERSION
 from dmthin.store.store import Store
 from dmthin.units import GIB, MIB
 from tests.kernel.cli.command import COMMAND, Command, picture
@@ -181,7 +181,7 @@ def test_without_rights(dmthin: Command, store: Store) -> None:
 
 def test_a_kernel_without_device_mapper(scratch: Path) -> None:
     """Its control node is hidden by a mount that only the command sees."""
-    hide = "mount -t tmpfs none /dev/mapper && exec \"$@\""
+    hide = 'mount -t tmpfs none /dev/mapper && exec "$@"'
     line = ["unshare", "--mount", "sh", "-c", hide, "sh", *COMMAND, "--root", str(scratch / "new"), "pool", "create"]
     done = subprocess.run(line, capture_output=True, text=True, check=False)
     assert done.returncode == 9

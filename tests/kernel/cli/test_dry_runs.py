@@ -113,9 +113,7 @@ def test_the_plans_of_growth_and_shutdown_can_be_pasted(dmthin: Command, store: 
     "change",
     ["image import new {tree}", "container create image new --storage-opt size=512M", "container commit web new"],
 )
-def test_the_plan_of_a_volume_can_be_pasted(
-    dmthin: Command, store: Store, image: str, tree: Path, change: str
-) -> None:
+def test_the_plan_of_a_volume_can_be_pasted(dmthin: Command, store: Store, image: str, tree: Path, change: str) -> None:
     dmthin.ok("container", "create", image, "web")
     store.containers.mount("web")
     number = len(store.ledger.volumes())

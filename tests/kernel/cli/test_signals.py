@@ -35,9 +35,7 @@ def importing(root: Path, *words: str, given: int = 4 * MIB, **options: Any) -> 
     return process
 
 
-@pytest.mark.parametrize(
-    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
-)
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_signal_in_an_import_leaves_nothing(
     dmthin: Command, store: Store, image: str, number: signal.Signals, status: int
 ) -> None:

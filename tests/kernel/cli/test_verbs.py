@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from dmthin.kernel.thin import PoolStatus
+from dmthin.store.report import tree as tree_of
 from dmthin.store.store import Store
-from dmthin.store.views import tree as tree_of
 from dmthin.units import GIB, MIB
 from tests.kernel.cli.command import SMALL_OPTIONS, Command, Ran
 from tests.kernel.conftest import fill
@@ -90,7 +90,7 @@ def test_the_same_in_json(fresh: Command, tree: Path) -> None:
 
 def test_status_tells_every_field_of_the_kernels_line(dmthin: Command, store: Store, image: str) -> None:
     pool = dmthin.ok("--json", "pool", "status").json["pool"]
-    line = store.keeper.status(store.ledger.store())
+    line = store.lifecycle.status(store.ledger.store())
     assert set(pool["kernel"]) == {field.name for field in fields(PoolStatus)}
     assert pool["kernel"]["transaction_id"] == line.transaction_id == 1
     assert pool["metadata_used"] + pool["metadata_reserve"] == pool["kernel"]["metadata_used_blocks"] * 4096

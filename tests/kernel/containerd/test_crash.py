@@ -19,7 +19,7 @@ from dmthin.containerd.config import SnapshotterPlan, opened
 from dmthin.containerd.snapshotter import MAX_SIZE, REFERENCE, Mount, Snapshotter
 from dmthin.errors import AlreadyExists, DmthinError, NotFound
 from dmthin.kernel import mount
-from dmthin.store.model import SPARE_NAMES, Kind, SnapshotKind, State
+from dmthin.store.state.model import SPARE_NAMES, Kind, SnapshotKind, State
 from dmthin.store.store import Store
 from dmthin.units import MIB
 from tests import snapshots_client as client
@@ -76,7 +76,7 @@ def _two_children(snapshotter: Snapshotter) -> None:
 
 
 def _drain_spares(snapshotter: Snapshotter) -> None:
-    behind = snapshotter._store.snapshots.spares.behind
+    behind = snapshotter._store.layers.spares.behind
     assert behind is not None
     behind.drain()
 

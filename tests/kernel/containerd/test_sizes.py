@@ -10,7 +10,7 @@ import grpc
 import pytest
 
 from dmthin.store.create import create_store
-from dmthin.store.model import Kind
+from dmthin.store.state.model import Kind
 from dmthin.store.store import Store
 from dmthin.units import MIB
 from tests.kernel.conftest import scratch_folder
@@ -88,7 +88,7 @@ def test_what_containerd_did_not_make_is_hidden_from_it(daemon: Daemon, snapshot
     """Its garbage collector would remove whatever a List shows and it does not know."""
     snapshots.prepare("key")
     with Store(daemon.root) as store:
-        store.snapshots.create_first("docker-layer", Kind.IMAGE)
+        store.layers.create_first("docker-layer", Kind.IMAGE)
         store.containers.create("docker-layer", "web")
         base = next(volume.name for volume in store.ledger.volumes() if volume.kind is Kind.BASE)
         before = {volume.name for volume in store.ledger.volumes()}

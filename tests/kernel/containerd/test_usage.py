@@ -16,10 +16,10 @@ from dmthin.containerd.usage import UsageCounter
 from dmthin.kernel import mount
 from dmthin.pool.metadata import Usage
 from dmthin.store import snapshots as engine
-from dmthin.store.behind import Behind
-from dmthin.store.model import Kind
-from dmthin.store.pools import Pools
+from dmthin.store.lifecycle.pool import Pool
+from dmthin.store.state.model import Kind
 from dmthin.store.store import Store
+from dmthin.store.volumes.background import BackgroundQueue
 from dmthin.units import MIB
 from tests.kernel.conftest import fill
 from tests.kernel.containerd.snapshotters import Daemon, device_of, layer, mounted
@@ -98,25 +98,23 @@ def test_usage_of_what_is_written_over(snapshots: Snapshots, place: Path) -> Non
     assert snapshots.usage("upper").inodes == 0
 
 
-def test_usage_of_new_snapshots_reads_no_mappings(
-    store: Store, place: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_usage_of_new_snapshots_reads_no_mappings(store: Store, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What they share is known from their parent; and an old count serves until the next is made behind the caller."""
     counts = 0
-    usage = Pools.usage
+    usage = Pool.usage
 
-    def counted(pools: Pools) -> dict[int, Usage]:
+    def counted(pools: Pool) -> dict[int, Usage]:
         nonlocal counts
         counts += 1
         return usage(pools)
 
-    monkeypatch.setattr(Pools, "usage", counted)
+    monkeypatch.setattr(Pool, "usage", counted)
     monkeypatch.setattr(counting, "_LEAST_SECONDS", 1000)
-    behind = Behind("test")
+    behind = BackgroundQueue("test")
     counter = UsageCounter(store, behind)
 
     def used(key: str, parent: str, *names: str) -> int:
-        snapshot, info = store.keyed.prepare("s", key, parent, {})
+        snapshot, info = store.snapshots.prepare("s", key, parent, {})
         place.mkdir(exist_ok=True)
         mount.mount(info.node, place, "ext4")
         for name in names:
@@ -125,7 +123,7 @@ def test_usage_of_new_snapshots_reads_no_mappings(
         return counter.of(snapshot)[0]
 
     assert 8 * MIB <= used("a", "", "one", "two") <= 8 * MIB + 2 * SLACK
-    store.keyed.commit("s", "base", "a", {})
+    store.snapshots.commit("s", "base", "a", {})
     assert counts == 1
     used("first", "base", "three")  # "base" was a container when all was counted
     assert counts == 2
@@ -137,12 +135,12 @@ def test_usage_of_new_snapshots_reads_no_mappings(
     monkeypatch.setattr(counting, "_PATIENCE", 0)
     monkeypatch.setattr(counting, "_OLDEST", float("inf"))
     time.sleep(0.02)
-    assert 4 * MIB <= counter.of(store.keyed.get("s", "b0"))[0] <= 4 * MIB + SLACK
+    assert 4 * MIB <= counter.of(store.snapshots.get("s", "b0"))[0] <= 4 * MIB + SLACK
     behind.drain()
     assert counts == 3
     monkeypatch.setattr(counting, "_OLDEST", 1)
     time.sleep(0.02)
-    assert 4 * MIB <= counter.of(store.keyed.get("s", "b0"))[0] <= 4 * MIB + SLACK
+    assert 4 * MIB <= counter.of(store.snapshots.get("s", "b0"))[0] <= 4 * MIB + SLACK
     assert counts == 4
     behind.close()
 
@@ -244,13 +242,13 @@ def test_a_committed_snapshot_that_is_still_mounted(snapshots: Snapshots, place:
 
 def test_a_device_that_lingers_does_not_hold_up_its_removal(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its turn comes while the removal has the lock, and before the removal's rest."""
-    volume = store.snapshots.create_first("a", Kind.IMAGE, activate=True).volume
+    volume = store.layers.create_first("a", Kind.IMAGE, activate=True).volume
     monkeypatch.setattr(engine, "_LINGER_SECONDS", 0.0)
-    behind = store.snapshots.behind = Behind("test")
+    behind = store.layers.behind = BackgroundQueue("test")
     begun = threading.Event()
     behind.later(0, begun.wait)  # type: ignore[arg-type]
-    store.snapshots.let_linger(volume)
-    store.snapshots.remove_unused(volume)
+    store.layers.let_linger(volume)
+    store.layers.remove_unused(volume)
     begun.set()
     ending = threading.Thread(target=behind.close, daemon=True)
     ending.start()

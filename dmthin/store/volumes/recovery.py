@@ -6,16 +6,16 @@ from contextlib import suppress
 from dmthin.errors import DmthinError, NotFound
 from dmthin.kernel.devicemapper import DeviceMapper
 from dmthin.pool.guard import resume
-from dmthin.store.change import ActivePool
-from dmthin.store.ledger import Ledger
-from dmthin.store.locks import Locks
-from dmthin.store.model import State, Volume
-from dmthin.store.volumes import Volumes
+from dmthin.store.state.ledger import Ledger
+from dmthin.store.state.locks import Locks
+from dmthin.store.state.model import State, Volume
+from dmthin.store.volumes.change import ActivePool
+from dmthin.store.volumes.volumes import Volumes
 
 logger = logging.getLogger(__name__)
 
 
-class Sweeper:
+class Recovery:
     """Finds the intents in the ledger whose lock is free, and ends them."""
 
     def __init__(self, ledger: Ledger, locks: Locks, dm: DeviceMapper, volumes: Volumes) -> None:

@@ -2,10 +2,10 @@
 
 from dmthin.kernel.thin import PoolMode, PoolStatus
 from dmthin.pool.backing import Backing
-from dmthin.store.directlvm import DirectLvm
-from dmthin.store.layout import Layout
-from dmthin.store.model import StoreRecord
-from dmthin.store.options import StorageOptions, parse_pairs
+from dmthin.store.config.direct_lvm import DirectLvm
+from dmthin.store.config.layout import Layout
+from dmthin.store.config.options import StorageOptions, parse_pairs
+from dmthin.store.state.model import StoreRecord
 from dmthin.units import METADATA_BLOCK, round_up
 
 

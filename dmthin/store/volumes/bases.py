@@ -3,10 +3,10 @@
 from contextlib import suppress
 
 from dmthin.pool.filesystem import FileSystem
-from dmthin.store.ledger import Ledger
-from dmthin.store.locks import Lock, Locks
-from dmthin.store.model import Kind, NewVolume, State, Volume
-from dmthin.store.volumes import Volumes
+from dmthin.store.state.ledger import Ledger
+from dmthin.store.state.locks import Lock, Locks
+from dmthin.store.state.model import Kind, NewVolume, State, Volume
+from dmthin.store.volumes.volumes import Volumes
 from dmthin.units import format_exact
 
 

@@ -12,11 +12,11 @@ from contextlib import ExitStack, suppress
 from functools import partial
 
 from dmthin.errors import DmthinError
-from dmthin.store.behind import Later
-from dmthin.store.change import Made, Record, no_record
-from dmthin.store.ledger import Ledger
-from dmthin.store.model import SPARE_NAMES, Kind, NewVolume, Volume
-from dmthin.store.volumes import Volumes
+from dmthin.store.state.ledger import Ledger
+from dmthin.store.state.model import SPARE_NAMES, Kind, NewVolume, Volume
+from dmthin.store.volumes.background import Later
+from dmthin.store.volumes.change import Made, Record, no_record
+from dmthin.store.volumes.volumes import Volumes
 
 logger = logging.getLogger(__name__)
 

@@ -13,9 +13,9 @@ from dmthin.errors import InvalidValue
 from dmthin.kernel.thin import MAX_BLOCK_SIZE, MAX_METADATA_SIZE, MIN_BLOCK_SIZE
 from dmthin.pool import filesystem
 from dmthin.pool.filesystem import FileSystem
-from dmthin.store import directlvm
-from dmthin.store.directlvm import DIRECT_OPTIONS, DirectLvm
-from dmthin.store.optionreader import OptionReader
+from dmthin.store.config import direct_lvm as directlvm
+from dmthin.store.config.direct_lvm import DIRECT_OPTIONS, DirectLvm
+from dmthin.store.config.reader import OptionReader
 from dmthin.units import GIB, KIB, format_exact
 
 logger = logging.getLogger(__name__)

@@ -9,9 +9,9 @@ from dmthin.failpoint import step
 from dmthin.kernel import block, detached, mount
 from dmthin.kernel.devicemapper import DeviceInfo
 from dmthin.pool import filesystem
-from dmthin.store.layout import Layout
-from dmthin.store.model import Kind, Volume
-from dmthin.store.options import StorageOptions
+from dmthin.store.config.layout import Layout
+from dmthin.store.config.options import StorageOptions
+from dmthin.store.state.model import Kind, Volume
 
 
 class Mounter:

@@ -6,7 +6,7 @@ from pathlib import Path
 from dmthin.kernel.thin import MAX_METADATA_SIZE
 from dmthin.pool.backing import Backing, BlockDevice, SparseFile
 from dmthin.pool.diskpart import DiskPart
-from dmthin.store.model import StoreRecord
+from dmthin.store.state.model import StoreRecord
 
 DEFAULT_ROOT = Path("/var/lib/dmthin")
 DATA_FILE = "data"

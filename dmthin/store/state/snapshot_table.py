@@ -5,8 +5,8 @@ Each belongs to a volume that is READY, in whose transactions it comes and goes.
 
 import json
 
-from dmthin.store.ledger import VOLUME_COLUMNS, Ledger, volume_of
-from dmthin.store.model import Kind, Snapshot, Volume
+from dmthin.store.state.ledger import VOLUME_COLUMNS, Ledger, volume_of
+from dmthin.store.state.model import Kind, Snapshot, Volume
 
 _COLUMNS = "snapshotter, key, parent, labels, created, updated, source, bytes, inodes"
 _OF_VOLUME = ", ".join(f"volume.{name}" for name in VOLUME_COLUMNS.split(", "))
@@ -15,7 +15,7 @@ _SELECT = f"SELECT {_OF_VOLUME}, {_OF_SNAPSHOT} FROM snapshot JOIN volume USING 
 _WIDTH = len(VOLUME_COLUMNS.split(", "))
 
 
-class Keys:
+class SnapshotTable:
     """The snapshots of one ledger. Methods that change it belong inside `Ledger.transaction()`."""
 
     def __init__(self, ledger: Ledger) -> None:

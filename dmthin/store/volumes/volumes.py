@@ -1,7 +1,7 @@
 """Volumes as the store makes, activates, mounts and removes them: each change one transaction between ledger and pool.
 
 A change writes its intent (a record that is not READY, its volume's lock held), sends the pool's message, and writes
-the result. An intent whose lock is free was left by a process that died, and `Sweeper` ends it.
+the result. An intent whose lock is free was left by a process that died, and `Recovery` ends it.
 """
 
 import logging
@@ -23,15 +23,15 @@ from dmthin.kernel import block, mount
 from dmthin.kernel.devicemapper import DeviceInfo, DeviceMapper
 from dmthin.pool import filesystem
 from dmthin.pool.volume import ThinVolume
-from dmthin.store import busy
-from dmthin.store.change import ActivePool, Change, Made, Record, no_record
-from dmthin.store.keys import Keys
-from dmthin.store.layout import Layout
-from dmthin.store.ledger import Ledger
-from dmthin.store.locks import Lock, Locks
-from dmthin.store.model import NewVolume, State, Volume
-from dmthin.store.mounter import Mounter
-from dmthin.store.options import StorageOptions
+from dmthin.store.config.layout import Layout
+from dmthin.store.config.options import StorageOptions
+from dmthin.store.state.ledger import Ledger
+from dmthin.store.state.locks import Lock, Locks
+from dmthin.store.state.model import NewVolume, State, Volume
+from dmthin.store.state.snapshot_table import SnapshotTable
+from dmthin.store.volumes import busy
+from dmthin.store.volumes.change import ActivePool, Change, Made, Record, no_record
+from dmthin.store.volumes.mounter import Mounter
 from dmthin.units import MIB, format_exact, format_size
 
 logger = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ class Volumes:
         self._change = change
         self._names = ledger.store()  # for the names of devices, which a store never changes
         self._mounter = Mounter(layout, options)
-        self._keys = Keys(ledger)
+        self._keys = SnapshotTable(ledger)
 
     def make(
         self,
@@ -79,9 +79,7 @@ class Volumes:
             return Made(volume, self._activate_made(pool, volume) if activate else None)
 
     @contextmanager
-    def making(
-        self, new: NewVolume, *, activate: bool = False, record: Record = no_record
-    ) -> Iterator[Volume]:
+    def making(self, new: NewVolume, *, activate: bool = False, record: Record = no_record) -> Iterator[Volume]:
         """Make a volume: a snapshot of its parent, or empty; READY when the block ends well.
 
         Whatever ends the block otherwise, or this process, leaves no volume. `activate` makes its block device at once.

@@ -7,7 +7,7 @@ from pathlib import Path
 from dmthin.errors import InUse
 from dmthin.kernel import holders, mount
 from dmthin.kernel.devicemapper import DeviceInfo
-from dmthin.store.model import Volume
+from dmthin.store.state.model import Volume
 
 _ATTEMPTS = 4
 _PAUSE_SECONDS = 0.05

@@ -16,9 +16,9 @@ from dmthin.pool import metadata, spacemap
 from dmthin.pool.backing import Backing
 from dmthin.pool.guard import resume
 from dmthin.pool.thinpool import ThinPool
-from dmthin.store.layout import Layout
-from dmthin.store.ledger import Ledger
-from dmthin.store.model import StoreRecord, StoreState
+from dmthin.store.config.layout import Layout
+from dmthin.store.state.ledger import Ledger
+from dmthin.store.state.model import StoreRecord, StoreState
 from dmthin.units import METADATA_BLOCK, MIB, format_exact, round_up
 
 logger = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ _SPARE_METADATA_BLOCKS = 64
 """Metadata blocks that stay free after a growth, for the tree above the bitmaps and the commit itself."""
 
 
-class PoolKeeper:
+class PoolLifecycle:
     """The life of one store's pool. `dm` serves the quick requests, `builder` makes and unmakes the pool."""
 
     def __init__(self, layout: Layout, ledger: Ledger, dm: DeviceMapper, builder: DeviceMapper) -> None:

@@ -29,7 +29,7 @@ class Later(Protocol):
         """Return once all that was brought until now is done; whether that was anything."""
 
 
-class AtOnce:
+class InlineQueue:
     """For processes that end with their command: the caller does it, and gets its errors."""
 
     def later(self, seconds: float, action: Action) -> None:
@@ -40,7 +40,7 @@ class AtOnce:
         return False
 
 
-class Behind:
+class BackgroundQueue:
     """For daemons: a thread does one thing after the other, by their time; errors are warnings.
 
     Work holds locks and descriptors, so no more than `most` waits: who brings more does it himself.

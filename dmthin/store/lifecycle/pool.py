@@ -17,13 +17,13 @@ from dmthin.pool.backing import Backing, BlockDevice
 from dmthin.pool.guard import Guard
 from dmthin.pool.metadata import Usage
 from dmthin.pool.spacemap import SpaceMap
-from dmthin.store import autoextend
-from dmthin.store.change import ActivePool
-from dmthin.store.layout import Layout
-from dmthin.store.ledger import Ledger
-from dmthin.store.locks import Locks
-from dmthin.store.model import StoreRecord
-from dmthin.store.poolkeeper import PoolKeeper
+from dmthin.store.config.layout import Layout
+from dmthin.store.lifecycle import auto_extend as autoextend
+from dmthin.store.lifecycle.pool_lifecycle import PoolLifecycle
+from dmthin.store.state.ledger import Ledger
+from dmthin.store.state.locks import Locks
+from dmthin.store.state.model import StoreRecord
+from dmthin.store.volumes.change import ActivePool
 from dmthin.units import METADATA_BLOCK, MIB
 
 _PAUSE_SECONDS = 0.1
@@ -67,7 +67,7 @@ class PoolReport:
         return self.status.mode.value if self.status else "inactive"
 
 
-class Pools:
+class Pool:
     """The pool of one store."""
 
     def __init__(
@@ -75,7 +75,7 @@ class Pools:
         layout: Layout,
         ledger: Ledger,
         locks: Locks,
-        keeper: PoolKeeper,
+        keeper: PoolLifecycle,
         change: Callable[[], AbstractContextManager[ActivePool]],
     ) -> None:
         self._layout = layout

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dmthin.errors import InvalidValue
-from dmthin.store.optionreader import OptionReader
+from dmthin.store.config.reader import OptionReader
 from dmthin.units import KIB
 
 DEVICE = "dm.directlvm_device"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from dmthin.kernel.devicemapper import DeviceInfo
 from dmthin.pool.thinpool import ThinPool
-from dmthin.store.model import StoreRecord, Volume
+from dmthin.store.state.model import StoreRecord, Volume
 
 
 @dataclass(frozen=True, slots=True)

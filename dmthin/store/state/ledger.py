@@ -16,10 +16,10 @@ from dmthin.errors import AlreadyExists, DmthinError, InUse, KernelError, NoMeta
 from dmthin.failpoint import step
 from dmthin.kernel import block
 from dmthin.kernel.thin import MAX_DEVICE_ID
-from dmthin.store import schema
-from dmthin.store.groupsync import GroupSync
-from dmthin.store.locks import Lock, Locks
-from dmthin.store.model import SPARE_NAMES, Kind, NewVolume, State, StoreRecord, StoreState, Volume
+from dmthin.store.state import schema
+from dmthin.store.state.group_sync import GroupSync
+from dmthin.store.state.locks import Lock, Locks
+from dmthin.store.state.model import SPARE_NAMES, Kind, NewVolume, State, StoreRecord, StoreState, Volume
 
 _UNUSED_DEVICE_IDS = 1000
 
@@ -259,9 +259,7 @@ class Ledger:
 
     def forget(self, volume: Volume) -> None:
         """Delete a volume's record. Records that still name it as parent get the parent's parent."""
-        self._connection.execute(
-            "UPDATE volume SET parent = ? WHERE parent = ?", (volume.parent, volume.device_id)
-        )
+        self._connection.execute("UPDATE volume SET parent = ? WHERE parent = ?", (volume.parent, volume.device_id))
         self._connection.execute("DELETE FROM volume WHERE device_id = ?", (volume.device_id,))
 
     def require_free(self, name: str) -> None:

@@ -1,0 +1,1 @@
+"""The life of a store's pool: activation, growth, trim, removal."""

@@ -1,0 +1,1 @@
+"""What a store keeps: the ledger, its records and the locks."""

@@ -1,0 +1,1 @@
+"""Changes of volumes: each one a transaction between the ledger and the pool."""
