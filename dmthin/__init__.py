@@ -1,3 +1,3 @@
 """A device-mapper thin-pool storage manager: a snapshot volume for each image and container."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
