@@ -5,15 +5,16 @@ region of the disk and grows to the end of that, which takes no more than a long
 """
 
 import shlex
-import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from dmthin.errors import AlreadyExists, InUse, InvalidValue, NotFound
+from dmthin.errors import AlreadyExists, InvalidValue, NotFound
 from dmthin.kernel import block
 from dmthin.kernel.devicemapper import DeviceInfo, Target
 from dmthin.kernel.dmioctl import IoctlDeviceMapper
 from dmthin.kernel.dmsetup import create_arguments, load_arguments
+from dmthin.kernel.retry import retry_busy
 from dmthin.kernel.thin import MAX_METADATA_SIZE
 from dmthin.pool.backing import Backing, BlockDevice
 from dmthin.units import MIB, SECTOR, format_exact, round_up
@@ -21,9 +22,6 @@ from dmthin.units import MIB, SECTOR, format_exact, round_up
 _LEAST_METADATA = 2 * MIB
 _METADATA_GROWTH = 3
 """How many times what it begins with the metadata may get of the disk's spare, at most."""
-
-_BUSY_ATTEMPTS = 5
-_BUSY_PAUSE_SECONDS = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,15 +84,9 @@ class DiskPart(Backing):
     def detach(self) -> None:
         """Remove the linear device. InUse, after a moment's patience, while somebody has it open."""
         with IoctlDeviceMapper() as dm:
-            for attempt in range(1, _BUSY_ATTEMPTS + 1):
-                if self._info(dm) is None:
-                    return
-                try:
-                    dm.remove(self.name)
-                except InUse:
-                    if attempt == _BUSY_ATTEMPTS:
-                        raise
-                    time.sleep(_BUSY_PAUSE_SECONDS)
+            if self._info(dm) is not None:
+                with suppress(NotFound):
+                    retry_busy(lambda: dm.remove(self.name))
 
     def attached_number(self) -> str | None:
         with IoctlDeviceMapper() as dm:

@@ -2,7 +2,6 @@
 
 import errno
 import os
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -10,12 +9,11 @@ from pathlib import Path
 from dmthin.errors import AlreadyExists, InUse, KernelError, NotFound
 from dmthin.kernel import block, holders
 from dmthin.kernel.devicemapper import DeviceInfo, DeviceMapper
+from dmthin.kernel.retry import ATTEMPTS, retry_busy
 from dmthin.kernel.thin import ThinStatus, ThinTable
 from dmthin.pool.guard import Guard, resume
 from dmthin.pool.thinpool import ThinPool
 
-_BUSY_ATTEMPTS = 5
-_BUSY_PAUSE_SECONDS = 0.05
 _DISCARD_STEP = 8 << 30
 
 
@@ -66,20 +64,14 @@ class ThinVolume:
         A device that udev or blkid has open for a moment is tried again, if `patient`. Raises InUse, which names the
         holders.
         """
-        attempts = _BUSY_ATTEMPTS if patient else 1
-        for attempt in range(attempts):
-            try:
-                self._dm.remove(self.name)
-            except NotFound:
-                return True
-            except InUse:
-                if attempt + 1 < attempts:
-                    time.sleep(_BUSY_PAUSE_SECONDS)
-            else:
-                return True
-        if deferred:
-            return self._dm.remove(self.name, deferred=True)
-        raise self.busy()
+        try:
+            return retry_busy(lambda: self._dm.remove(self.name), attempts=ATTEMPTS if patient else 1)
+        except NotFound:
+            return True
+        except InUse:
+            if not deferred:
+                raise self.busy() from None
+        return self._dm.remove(self.name, deferred=True)
 
     def busy(self) -> InUse:
         """The error for a device that is open, with those who hold it."""
