@@ -121,6 +121,10 @@ class KernelError(OperatorError):
         self.errno = errno
 
 
+class KernelInvalid(KernelError, InvalidValue):
+    """EINVAL: a table, a name or a message that the kernel refuses."""
+
+
 class RetryError(DmthinError):
     """The same request may succeed later."""
 

@@ -1,6 +1,5 @@
 """The command from its arguments to its exit status: which verb, whose fault, and what a signal leaves behind."""
 
-import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -11,7 +10,8 @@ from dmthin.cli.call import Call
 from dmthin.cli.global_options import GlobalOptions, UsageError, split_globals
 from dmthin.cli.output import Output, ReaderGone
 from dmthin.cli.signals import Interrupted, raised_in_main_thread
-from dmthin.errors import DmthinError, InvalidValue, KernelError, NoDataSpace, NotFound, NotPermitted, Status
+from dmthin.errors import DmthinError, InvalidValue, Status
+from dmthin.os_errors import COMMAND, explain
 
 _READER_GONE = 141
 """The exit status of a program that SIGPIPE ended, which is what happened to us in effect."""
@@ -97,16 +97,8 @@ def _explain(error: BaseException, output: Output) -> int:
 
 def _from_os(error: OSError) -> DmthinError:
     """An OSError that no floor below has explained."""
-    reason = error.strerror or str(error)
-    message = f"{os.fsdecode(error.filename)}: {reason}" if error.filename else reason
-    match error.errno:
-        case errno.EACCES | errno.EPERM:
-            return NotPermitted(message, hint="run this as root")
-        case errno.ENOENT:
-            return NotFound(message)
-        case errno.ENOSPC | errno.EDQUOT:
-            return NoDataSpace(message, hint="free some space there")
-    return KernelError(message, errno=error.errno or 0)
+    name = os.fsdecode(error.filename or "")
+    return explain(error.errno or 0, name, COMMAND, reason=error.strerror or str(error))
 
 
 def _drop_stdout() -> None:

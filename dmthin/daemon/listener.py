@@ -1,12 +1,12 @@
 """The unix sockets that a face listens on: made here for root alone, or passed by systemd."""
 
-import errno
 import os
 import socket
 from contextlib import suppress
 from pathlib import Path
 
-from dmthin.errors import AlreadyExists, InvalidValue, KernelError, NotPermitted
+from dmthin.errors import AlreadyExists, InvalidValue
+from dmthin.os_errors import RIGHTS, os_failure
 
 _BACKLOG = 128
 _MAX_PATH = 107
@@ -47,9 +47,7 @@ def _listen(path: Path) -> socket.socket:
         listening.listen(_BACKLOG)
         return listening
     except OSError as error:
-        if error.errno in (errno.EACCES, errno.EPERM):
-            raise NotPermitted(f"cannot listen at {path}: {error.strerror}", hint="run this as root") from None
-        raise KernelError(f"cannot listen at {path}: {error.strerror}", errno=error.errno or 0) from None
+        raise os_failure(error, f"listen at {path}", RIGHTS) from None
 
 
 def _remove_stale(path: Path) -> None:

@@ -10,9 +10,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from dmthin.errors import InUse, KernelError, NoDataSpace, NotFound, NotPermitted, Unavailable
+from dmthin.errors import InUse, Unavailable
 from dmthin.failpoint import step
 from dmthin.kernel import process
+from dmthin.os_errors import FILES, explain, os_failure
 from dmthin.units import METADATA_BLOCK
 
 _BLKGETSIZE64 = 0x80081272
@@ -180,8 +181,7 @@ def allocated(path: Path) -> int:
 def punch(fd: int, offset: int, length: int) -> None:
     """Give a range of an open file back to its file system; it reads as zeros afterwards."""
     if _libc.fallocate(fd, _FALLOC_FL_KEEP_SIZE | _FALLOC_FL_PUNCH_HOLE, offset, length):
-        number_ = ctypes.get_errno()
-        raise os_failure(OSError(number_, os.strerror(number_)), f"punch a hole of {length} bytes")
+        raise explain(ctypes.get_errno(), f"cannot punch a hole of {length} bytes", FILES)
 
 
 def discard(fd: int, offset: int, length: int) -> None:
@@ -209,8 +209,7 @@ def sync_root(root: int, name: str) -> None:
 
 def _sync_file_system(fd: int, doing: str) -> None:
     if _libc.syncfs(fd):
-        code = ctypes.get_errno()
-        raise os_failure(OSError(code, os.strerror(code)), doing)
+        raise explain(ctypes.get_errno(), f"cannot {doing}", FILES)
 
 
 def free_space(path: Path) -> int:
@@ -232,19 +231,3 @@ def sync_folder(path: Path) -> None:
     """Make the names in a folder durable."""
     with opened(path, os.O_RDONLY | os.O_DIRECTORY) as fd:
         os.fsync(fd)
-
-
-def os_failure(error: OSError, doing: str) -> NoDataSpace | NotFound | NotPermitted | KernelError:
-    """The error for an OSError met while `doing` something."""
-    code = error.errno or 0
-    reason = os.strerror(code)
-    match code:
-        case errno.EFBIG:
-            return NoDataSpace(f"cannot {doing}: its file system has no files that large", hint="give a smaller size")
-        case errno.ENOSPC | errno.EDQUOT:
-            return NoDataSpace(f"cannot {doing}: {reason}", hint="free some space, or choose another place with --root")
-        case errno.ENOENT | errno.ENOTDIR:
-            return NotFound(f"cannot {doing}: {reason}")
-        case errno.EACCES | errno.EPERM:
-            return NotPermitted(f"cannot {doing}: {reason}", hint="run this as root")
-    return KernelError(f"cannot {doing}: {reason}", errno=code)

@@ -5,11 +5,11 @@ namespace takes a copy along, and `..` at its top leads nowhere.
 """
 
 import ctypes
-import errno
 import os
 from pathlib import Path
 
-from dmthin.errors import DmthinError, KernelError, NotPermitted, Unavailable
+from dmthin.errors import DmthinError
+from dmthin.os_errors import DETACHED_MOUNT, explain
 
 _OPEN_TREE, _FSOPEN, _FSCONFIG, _FSMOUNT = 428, 430, 431, 432
 _CLOEXEC = 1  # FSOPEN_, FSMOUNT_
@@ -30,7 +30,7 @@ def mount(source: str, fs_type: str, options: str = "") -> int:
     """
     context = _call(_FSOPEN, os.fsencode(fs_type), _CLOEXEC)
     if context < 0:
-        raise _failure(context, f"mount a file system of the type {fs_type}", b"")
+        raise _failure(context, f"mount a file system of the type {fs_type}")
     try:
         settings = [(_SET_STRING, "source", source)]
         for option in filter(None, options.split(",")):
@@ -56,7 +56,7 @@ def clone(place: Path) -> int:
     """A descriptor of a detached copy of what is mounted at `place`, what is mounted below it left out."""
     root = _call(_OPEN_TREE, _AT_FDCWD, os.fsencode(place), _OPEN_TREE_CLONE | _OPEN_TREE_CLOEXEC)
     if root < 0:
-        raise _failure(root, f"open the mount at {place}", b"")
+        raise _failure(root, f"open the mount at {place}")
     return root
 
 
@@ -75,11 +75,6 @@ def _words(context: int) -> bytes:
         return b""
 
 
-def _failure(result: int, doing: str, words: bytes) -> DmthinError:
-    number = -result
-    if number in (errno.EPERM, errno.EACCES):
-        return NotPermitted(f"cannot {doing}: not permitted", hint="run this as root")
-    if number == errno.ENOSYS:
-        return Unavailable(f"cannot {doing}: this kernel has no fsopen", hint="dmthin needs Linux 5.6 or later")
-    reason = words.decode(errors="replace").strip() or os.strerror(number)
-    return KernelError(f"cannot {doing}: {reason}", errno=number)
+def _failure(result: int, doing: str, words: bytes = b"") -> DmthinError:
+    reason = words.decode(errors="replace").strip()
+    return explain(-result, f"cannot {doing}", DETACHED_MOUNT, reason=reason)

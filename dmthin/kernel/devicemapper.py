@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from enum import IntFlag
 from typing import Protocol
 
-from dmthin.errors import InvalidValue
+from dmthin.errors import DmthinError, InvalidValue
+from dmthin.os_errors import DEVICE_MAPPER, DEVICE_MAPPER_NAME, explain
 
 NAME_LIMIT = 127
 UUID_LIMIT = 128
@@ -125,6 +126,12 @@ class UdevRules(IntFlag):
     """The event comes from device-mapper itself; without it the rules call it spurious."""
     PRIVATE = 0x4E
     """For the volumes of containers: blkid, links and the watch are off."""
+
+
+def request_failure(number: int, doing: str, device: str) -> DmthinError:
+    """Return the error for the errno of a request that is named by `doing` (`create`, `load`, ...), about a device."""
+    context = DEVICE_MAPPER_NAME if doing in ("create", "rename") else DEVICE_MAPPER
+    return explain(number, f"device-mapper: {doing} {device}".rstrip(), context)
 
 
 class DeviceMapper(Protocol):

@@ -14,9 +14,18 @@ from typing import Self
 from dmthin.errors import NotFound, TimeLimit, Unavailable
 from dmthin.failpoint import step
 from dmthin.kernel import dmabi
-from dmthin.kernel.devicemapper import DeviceInfo, DeviceName, Target, UdevRules, Version, check_name, check_uuid
+from dmthin.kernel.devicemapper import (
+    DeviceInfo,
+    DeviceName,
+    Target,
+    UdevRules,
+    Version,
+    check_name,
+    check_uuid,
+    request_failure,
+)
 from dmthin.kernel.dmabi import Flag, Header, Request
-from dmthin.kernel.dmerrors import NO_DEVICE_MAPPER, translate
+from dmthin.os_errors import DEVICE_MAPPER_NODE, NO_THIN_POOL, os_failure
 
 CONTROL = "/dev/mapper/control"
 _BUFFER = 1024
@@ -36,7 +45,7 @@ class IoctlDeviceMapper:
         try:
             self._fd = os.open(CONTROL, os.O_RDWR | os.O_CLOEXEC)
         except OSError as error:
-            raise translate(error.errno or 0, "open", CONTROL) from None
+            raise os_failure(error, f"open {CONTROL}", DEVICE_MAPPER_NODE) from None
 
     def close(self) -> None:
         """Close the control node; may be called twice."""
@@ -169,7 +178,7 @@ class IoctlDeviceMapper:
         try:
             result = fcntl.ioctl(self._fd, request.code, buffer, True)
         except OSError as error:
-            raise translate(error.errno or 0, doing, name) from None
+            raise request_failure(error.errno or 0, doing, name) from None
         if result:
             # A message to a device without a live table returns a positive number and does nothing.
             raise NotFound(f"device-mapper: {doing} {name}: the device has no live table")
@@ -207,7 +216,7 @@ class EventPoll:
 def require_thin_pool(dm: IoctlDeviceMapper) -> None:
     """Raise Unavailable unless the kernel has the thin-pool target."""
     if "thin-pool" not in dm.target_versions():
-        raise Unavailable("this kernel has no thin-pool target", hint=NO_DEVICE_MAPPER)
+        raise Unavailable("this kernel has no thin-pool target", hint=NO_THIN_POOL)
 
 
 def _quiesce_flags(flush: bool, lock_fs: bool) -> int:

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dmthin.errors import DmthinError, KernelError, NotFound, TimeLimit, ToolFailed
 from dmthin.failpoint import step
 from dmthin.kernel import process
-from dmthin.kernel.devicemapper import DeviceInfo, DeviceName, Target, Version, check_name, check_uuid
-from dmthin.kernel.dmerrors import translate
+from dmthin.kernel.devicemapper import DeviceInfo, DeviceName, Target, Version, check_name, check_uuid, request_failure
 from dmthin.kernel.dmioctl import IoctlDeviceMapper
+from dmthin.os_errors import DEVICE_MAPPER_NODE, explain
 
 _ERRNO_OF_TEXT = {os.strerror(number): number for number in errno.errorcode}
 _IOCTL_FAILED = re.compile(r"(?P<request>\w+) ioctl\b.*?failed: (?P<reason>[A-Z][^:]*?)(?= Command failed|$)")
@@ -29,7 +29,7 @@ class Dmsetup:
         text = self._run("version", None, "version")
         match = re.search(r"Driver version:\s*(\d+)\.(\d+)\.(\d+)", text)
         if match is None:
-            raise translate(errno.ENODEV, "open", "")
+            raise explain(errno.ENODEV, "", DEVICE_MAPPER_NODE)
         return Version(*map(int, match.groups()))
 
     def target_versions(self) -> dict[str, Version]:
@@ -146,15 +146,15 @@ def _translate(doing: str, name: str, failure: ToolFailed) -> DmthinError:
     if match := _IOCTL_FAILED.search(words):
         number = _ERRNO_OF_TEXT.get(match["reason"].strip(), 0)
         # `dmsetup create` with a table is three requests; the second may be the one that fails.
-        return translate(number, "load" if match["request"] == "reload" else doing, name)
+        return request_failure(number, "load" if match["request"] == "reload" else doing, name)
     if _NOT_FOUND.search(words):
-        return translate(errno.ENXIO, doing, name)
+        return request_failure(errno.ENXIO, doing, name)
     if "already exists" in words:
-        return translate(errno.EBUSY, "create", name)
+        return request_failure(errno.EBUSY, "create", name)
     if "open failed: No such device" in words or "open failed: No such file" in words:
-        return translate(errno.ENODEV, "open", name)
+        return explain(errno.ENODEV, "", DEVICE_MAPPER_NODE)
     if "Permission denied" in words or "Operation not permitted" in words:
-        return translate(errno.EACCES, doing, name)
+        return request_failure(errno.EACCES, doing, name)
     return KernelError(words)
 
 

@@ -15,9 +15,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from dmthin.errors import DmthinError, KernelError, NotFound, NotPermitted, TimeLimit, Unavailable
+from dmthin.errors import NotFound, TimeLimit, Unavailable
 from dmthin.failpoint import step
-from dmthin.kernel.block import os_failure
+from dmthin.os_errors import LOOP, LOOP_CONTROL, LOOP_NODE, os_failure
 
 _CONTROL = "/dev/loop-control"
 _MAJOR = 7
@@ -162,7 +162,7 @@ def _configure(fd: int, file: int, name: str, *, read_only: bool, direct_io: boo
             return False
         if error.errno in (errno.EINVAL, errno.ENOTTY, errno.ENOSYS):
             return _configure_by_pair(fd, file, name, direct_io=direct_io)
-        raise _failure(error, f"bind a loop to {name}") from None
+        raise os_failure(error, f"bind a loop to {name}", LOOP) from None
     return True
 
 
@@ -172,12 +172,12 @@ def _configure_by_pair(fd: int, file: int, name: str, *, direct_io: bool) -> boo
     except OSError as error:
         if error.errno == errno.EBUSY:
             return False
-        raise _failure(error, f"bind a loop to {name}") from None
+        raise os_failure(error, f"bind a loop to {name}", LOOP) from None
     try:
         fcntl.ioctl(fd, _SET_STATUS64, _pack_info(0, name))
     except OSError as error:
         fcntl.ioctl(fd, _CLR_FD, 0)
-        raise _failure(error, f"name the loop of {name}") from None
+        raise os_failure(error, f"name the loop of {name}", LOOP) from None
     if direct_io:
         # EINVAL: the file system has no direct I/O, and the page cache will do.
         _ioctl(fd, _SET_DIRECT_IO, f"direct I/O for {name}", argument=1, ignore=(errno.EINVAL,))
@@ -198,7 +198,7 @@ def _backing(fd: int) -> tuple[int, int] | None:
     except OSError as error:
         if error.errno == errno.ENXIO:
             return None
-        raise _failure(error, "ask a loop for its file") from None
+        raise os_failure(error, "ask a loop for its file", LOOP) from None
     device, inode, *_ = _INFO.unpack(info)
     return device, inode
 
@@ -206,14 +206,12 @@ def _backing(fd: int) -> tuple[int, int] | None:
 def _free_index() -> int:
     try:
         control = os.open(_CONTROL, os.O_RDWR | os.O_CLOEXEC)
-    except FileNotFoundError:
-        raise Unavailable("this kernel has no loop devices", hint="load them with: modprobe loop") from None
-    except PermissionError:
-        raise NotPermitted("loop devices need root", hint="run this as root") from None
+    except OSError as error:
+        raise os_failure(error, f"open {_CONTROL}", LOOP_CONTROL) from None
     try:
         return fcntl.ioctl(control, _CTL_GET_FREE)
     except OSError as error:
-        raise _failure(error, "find a free loop device") from None
+        raise os_failure(error, "find a free loop device", LOOP) from None
     finally:
         os.close(control)
 
@@ -226,13 +224,11 @@ def _open(index: int) -> Iterator[int]:
         if not Path(node).exists():
             os.mknod(node, 0o60660, os.makedev(_MAJOR, index))
         fd = os.open(node, os.O_RDWR | os.O_CLOEXEC)
-    except FileNotFoundError:
-        raise NotFound(f"there is no {node}") from None
     except OSError as error:
         if error.errno == errno.EACCES and _attribute(index, "ro") == "1":
             fd = os.open(node, os.O_RDONLY | os.O_CLOEXEC)
         else:
-            raise _failure(error, f"open {node}") from None
+            raise os_failure(error, f"open {node}", LOOP_NODE) from None
     try:
         yield fd
     finally:
@@ -257,14 +253,4 @@ def _ioctl(fd: int, request: int, doing: str, *, argument: int = 0, ignore: tupl
         fcntl.ioctl(fd, request, argument)
     except OSError as error:
         if error.errno not in ignore:
-            raise _failure(error, doing) from None
-
-
-def _failure(error: OSError, doing: str) -> DmthinError:
-    number = error.errno or 0
-    match number:
-        case errno.ENXIO | errno.ENODEV:
-            return NotFound(f"cannot {doing}: there is no such loop device")
-        case errno.EPERM | errno.EACCES:
-            return NotPermitted(f"cannot {doing}: not permitted", hint="run this as root")
-    return KernelError(f"cannot {doing}: {os.strerror(number)}", errno=number)
+            raise os_failure(error, doing, LOOP) from None

@@ -1,15 +1,14 @@
 """Mounts by system call and the mount table of this namespace, mount(2), umount2(2), proc_pid_mountinfo(5)."""
 
 import ctypes
-import errno
 import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from dmthin.errors import DmthinError, InUse, InvalidValue, KernelError, NotFound, NotPermitted
 from dmthin.failpoint import step
+from dmthin.os_errors import MOUNT, UNMOUNT, explain
 
 _MS = {"ro": 0x1, "nosuid": 0x2, "nodev": 0x4, "noexec": 0x8, "sync": 0x10, "dirsync": 0x80, "noatime": 0x400,
        "nodiratime": 0x800, "relatime": 0x200000, "strictatime": 0x1000000, "lazytime": 0x2000000}  # fmt: skip
@@ -97,7 +96,7 @@ def unmount(target: Path, *, lazy: bool = False) -> None:
     with step(f"unmount {target}"):
         flags = _UMOUNT_NOFOLLOW | (_MNT_DETACH if lazy else 0)
         if _libc.umount2(os.fsencode(target), flags):
-            raise _failure(ctypes.get_errno(), f"unmount {target}")
+            raise explain(ctypes.get_errno(), f"cannot unmount {target}", UNMOUNT)
 
 
 def ensure_shared(folder: Path) -> None:
@@ -126,24 +125,7 @@ def _holder(folder: Path) -> Mount | None:
 def _mount(source: str, target: Path, fs_type: str, flags: int, data: str) -> None:
     arguments = (os.fsencode(source), os.fsencode(target), fs_type.encode(), flags, os.fsencode(data))
     if _libc.mount(*arguments):
-        raise _failure(ctypes.get_errno(), f"mount {source} on {target}")
-
-
-def _failure(number: int, doing: str) -> DmthinError:
-    match number:
-        case errno.EBUSY:
-            return InUse(f"cannot {doing}: busy")
-        case errno.EPERM | errno.EACCES:
-            return NotPermitted(f"cannot {doing}: not permitted", hint="run this as root")
-        case errno.ENOENT:
-            return NotFound(f"cannot {doing}: no such file or folder")
-        case errno.EINVAL if doing.startswith("unmount"):
-            return NotFound(f"cannot {doing}: nothing is mounted there")
-        case errno.EINVAL:
-            return InvalidValue(
-                f"cannot {doing}: a bad option or superblock", hint="check dm.mountopt; the kernel log says more: dmesg"
-            )
-    return KernelError(f"cannot {doing}: {os.strerror(number)}", errno=number)
+        raise explain(ctypes.get_errno(), f"cannot mount {source} on {target}", MOUNT)
 
 
 def _lines(process: int | str) -> list[str]:

@@ -12,7 +12,8 @@ import resource
 import signal
 from collections.abc import Collection
 
-from dmthin.errors import KernelError, NotPermitted, Unavailable
+from dmthin.errors import KernelError
+from dmthin.os_errors import NAMESPACES, SANDBOX, Context, explain
 from dmthin.units import GIB
 
 MEMORY = GIB
@@ -80,7 +81,7 @@ def shut_in(keep: Collection[int]) -> None:
     """
     _close_all_but(keep)
     die_with_parent()
-    _check(_libc.unshare(_NAMESPACES), "make namespaces")
+    _check(_libc.unshare(_NAMESPACES), "make namespaces", NAMESPACES)
     # Slave, not private: what is unmounted on the host must not live on in here.
     _mount("none", "/", "", _MS_REC | _MS_SLAVE)
     alive, ours = os.pipe()
@@ -155,13 +156,6 @@ def _mount(source: str, target: str, fs_type: str, flags: int, data: str = "") -
     _check(_libc.mount(*arguments), f"mount {source} on {target}")
 
 
-def _check(result: int, doing: str) -> None:
-    if not result:
-        return
-    number = ctypes.get_errno()
-    words = f"a worker cannot {doing}: {os.strerror(number)}"
-    if number in (errno.EPERM, errno.EACCES):
-        raise NotPermitted(words, hint="run dmthin as root, and not in a container without CAP_SYS_ADMIN")
-    if number == errno.EINVAL and doing == "make namespaces":
-        raise Unavailable(words, hint="the kernel needs mount, pid, net, ipc and uts namespaces")
-    raise KernelError(words, errno=number)
+def _check(result: int, doing: str, context: Context = SANDBOX) -> None:
+    if result:
+        raise explain(ctypes.get_errno(), f"a worker cannot {doing}", context)

@@ -6,9 +6,10 @@ import os
 import stat
 from collections.abc import Iterator, Mapping
 
-from dmthin.errors import DmthinError, InvalidValue, KernelError, NotPermitted
+from dmthin.errors import DmthinError, InvalidValue
 from dmthin.layers.entry import MODE_BITS, NO_DATA, NO_XATTRS, Entry, EntryType, Reader, shown
 from dmthin.layers.xattrs import read_xattrs
+from dmthin.os_errors import TREE_READ, explain
 from dmthin.units import MIB
 
 logger = logging.getLogger(__name__)
@@ -100,12 +101,8 @@ class NodeReader:
 
     def explained(self, path: bytes, error: OSError) -> DmthinError:
         """The error for what the kernel says on reading `path`."""
-        words = f"{self.tree}: {shown(path)} cannot be read: {error.strerror}"
-        if error.errno in (errno.EACCES, errno.EPERM):
-            return NotPermitted(words, hint="run as root")
-        if error.errno in (errno.ESTALE, errno.ELOOP, errno.ENOTDIR, errno.ENXIO):
-            return InvalidValue(words, hint="let nothing write there")
-        return KernelError(words, errno=error.errno or 0)
+        failed = f"{self.tree}: {shown(path)} cannot be read"
+        return explain(error.errno or 0, failed, TREE_READ, reason=error.strerror or "")
 
 
 class _FileData:

@@ -1,6 +1,5 @@
 """Whatever an image can be made from, opened as one kind of thing: a stream of entries."""
 
-import errno
 import os
 import stat
 from abc import ABC, abstractmethod
@@ -8,11 +7,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import BinaryIO
 
-from dmthin.errors import DmthinError, InvalidValue, KernelError, NotFound, NotPermitted
+from dmthin.errors import DmthinError, InvalidValue, NotFound
 from dmthin.layers.entry import Entry, Reader, shown
 from dmthin.layers.stream import ByteStream, RawInput, Readable
 from dmthin.layers.tar import TarReader
 from dmthin.layers.walk import TreeWalker, require_proc
+from dmthin.os_errors import SOURCE, explain
 
 STDIN = "-"
 
@@ -102,8 +102,6 @@ def open_source(source: str | os.PathLike[str] | BinaryIO) -> Iterator[Source]:
 def _unopened(name: str, error: OSError | ValueError) -> DmthinError:
     if isinstance(error, FileNotFoundError):
         return NotFound(f"{name} does not exist", hint="give a tar file, a directory, or - for standard input")
-    if isinstance(error, PermissionError):
-        return NotPermitted(f"{name} cannot be opened: {error.strerror}", hint="run as root")
-    if isinstance(error, ValueError) or error.errno in (errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG):
+    if isinstance(error, ValueError):
         return InvalidValue(f"{name} is no path of a file: {error}")
-    return KernelError(f"{name} cannot be opened: {error.strerror}", errno=error.errno or 0)
+    return explain(error.errno or 0, f"{name} cannot be opened", SOURCE)

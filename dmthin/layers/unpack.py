@@ -8,7 +8,7 @@ from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from dmthin.errors import DmthinError, InvalidValue, KernelError, NoDataSpace, NotPermitted, Unavailable
+from dmthin.errors import DmthinError, InvalidValue, KernelError, NoDataSpace
 from dmthin.kernel.openat import open_entry
 from dmthin.layers.attributes import AttributeSetter
 from dmthin.layers.confine import MAX_PATH, ConfinedTree, OpenDirectory, split
@@ -17,6 +17,7 @@ from dmthin.layers.entry import NO_DATA, Entry, EntryType, Reader, shown
 from dmthin.layers.idmap import Owners, Unmapped
 from dmthin.layers.source import Source, open_source
 from dmthin.layers.whiteout import LINKED, PREFIX, Made, Mark, mark
+from dmthin.os_errors import TREE_WRITE, explain
 from dmthin.units import MIB
 
 _PROGRESS_ENTRIES = 256
@@ -28,22 +29,6 @@ _NODES = {
     EntryType.FIFO: stat.S_IFIFO,
 }
 _FULL = frozenset((errno.ENOSPC, errno.EDQUOT))
-_UNFIT = frozenset(
-    (
-        errno.EEXIST,
-        errno.EFBIG,
-        errno.EILSEQ,
-        errno.EINVAL,
-        errno.EISDIR,
-        errno.ELOOP,
-        errno.EMLINK,
-        errno.ENAMETOOLONG,
-        errno.ENOENT,
-        errno.ENOTDIR,
-        errno.EXDEV,
-    )
-)
-"""What the kernel answers to an entry that cannot be, in a tree where nobody else is at work."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -310,20 +295,13 @@ class Unpacker:
         return InvalidValue(self._prefix + text)
 
     def _explained(self, entry: Entry, error: OSError) -> DmthinError:
-        number = error.errno or 0
         what = f"{entry.type.value} {shown(entry.path)}"
-        if number in _FULL:
+        if error.errno in _FULL:
             return NoDataSpace(f"no space left for the {what}")
-        text = f"{self._prefix}the {what} cannot be made: {error.strerror or error}"
-        if number in _UNFIT:
-            return InvalidValue(text)
-        if number == errno.EACCES and os.geteuid() == 0:  # fs.protected_symlinks; Docker fails there too
-            return InvalidValue(f"{text}; Linux follows no foreign link in a sticky directory")
-        if number in (errno.EPERM, errno.EACCES):
-            return NotPermitted(text, hint="run as root")
-        if number == errno.ENOSYS:
-            return Unavailable("this kernel has no openat2", hint="dmthin needs Linux 5.6 or later")
-        return KernelError(text, errno=number)
+        failed, reason = f"{self._prefix}the {what} cannot be made", error.strerror or str(error)
+        if error.errno == errno.EACCES and os.geteuid() == 0:  # fs.protected_symlinks; Docker fails there too
+            return InvalidValue(f"{failed}: {reason}; Linux follows no foreign link in a sticky directory")
+        return explain(error.errno or 0, failed, TREE_WRITE, reason=reason)
 
 
 def unpack(

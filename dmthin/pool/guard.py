@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import NoReturn, Self
 
 from dmthin import failpoint
-from dmthin.errors import DmthinError, KernelError, NotFound, TimeLimit
+from dmthin.errors import DmthinError, KernelError, KernelInvalid, NotFound, TimeLimit
 from dmthin.kernel.devicemapper import DeviceInfo, DeviceMapper
-from dmthin.kernel.dmerrors import KernelInvalid
 from dmthin.kernel.dmioctl import IoctlDeviceMapper
 
 _START_SECONDS = 5.0

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from dmthin.errors import NeedsRepair
 from dmthin.kernel import block
-from dmthin.kernel.block import os_failure
+from dmthin.os_errors import os_failure
 from dmthin.units import METADATA_BLOCK
 
 ENTRIES_PER_BITMAP = (METADATA_BLOCK - 16) * 4

@@ -22,6 +22,7 @@ from dmthin.kernel.devicemapper import UdevRules
 from dmthin.kernel.dmioctl import IoctlDeviceMapper, require_thin_pool
 from dmthin.kernel.dmsetup import Dmsetup
 from dmthin.kernel.thin import PoolStatus, PoolTable
+from dmthin.os_errors import os_failure
 from dmthin.pool import metadata
 from dmthin.pool.backing import Backing
 from dmthin.pool.diskpart import divide
@@ -240,7 +241,7 @@ def _make_folder(root: Path) -> None:
     except FileExistsError:
         raise AlreadyExists(f"{root} is not a folder", hint="choose another --root") from None
     except OSError as error:
-        raise block.os_failure(error, f"make {root}") from None
+        raise os_failure(error, f"make {root}") from None
 
 
 def _require_kernel() -> None:

@@ -15,6 +15,7 @@ from dmthin.errors import (
     InUse,
     InvalidValue,
     KernelError,
+    KernelInvalid,
     NeedsRepair,
     NotFound,
     NotPermitted,
@@ -23,7 +24,6 @@ from dmthin.errors import (
 )
 from dmthin.kernel import block, mount, process
 from dmthin.kernel.devicemapper import DeviceInfo, DeviceMapper, DeviceName, Target
-from dmthin.kernel.dmerrors import KernelInvalid
 from dmthin.kernel.dmioctl import EventPoll, IoctlDeviceMapper
 from dmthin.kernel.dmsetup import Dmsetup
 from dmthin.kernel.thin import PoolTable, ThinTable

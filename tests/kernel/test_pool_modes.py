@@ -13,6 +13,7 @@ from dmthin.errors import (
     DmthinError,
     InUse,
     KernelError,
+    KernelInvalid,
     NeedsRepair,
     NoDataSpace,
     NoMetadataSpace,
@@ -20,7 +21,6 @@ from dmthin.errors import (
 )
 from dmthin.kernel import process
 from dmthin.kernel.devicemapper import DeviceMapper
-from dmthin.kernel.dmerrors import KernelInvalid
 from dmthin.kernel.dmioctl import IoctlDeviceMapper
 from dmthin.kernel.dmsetup import Dmsetup
 from dmthin.kernel.thin import PoolMode, ThinStatus

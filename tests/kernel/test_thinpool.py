@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from dmthin.errors import AlreadyExists, DmthinError, InUse, NeedsRepair
+from dmthin.errors import AlreadyExists, DmthinError, InUse, KernelInvalid, NeedsRepair
 from dmthin.kernel import block, mount, process
 from dmthin.kernel.devicemapper import Target
-from dmthin.kernel.dmerrors import KernelInvalid
 from dmthin.kernel.dmioctl import IoctlDeviceMapper
 from dmthin.kernel.thin import ThinTable
 from dmthin.pool import filesystem, metadata

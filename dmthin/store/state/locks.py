@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from dmthin.errors import NotFound, TimeLimit
-from dmthin.kernel.block import os_failure
+from dmthin.os_errors import os_failure
 
 _F_OFD_SETLK = 37
 _F_OFD_SETLKW = 38

@@ -13,6 +13,7 @@ from pathlib import Path
 from dmthin.errors import DmthinError, KernelError, NoDataSpace, NotFound, NotPermitted, TimeLimit, Unavailable
 from dmthin.failpoint import step
 from dmthin.kernel import block
+from dmthin.os_errors import RUN_AS_ROOT
 
 _APPLICATION_ID = 0x646D746E  # "dmtn"
 _BUSY_SECONDS = 30.0
@@ -162,7 +163,7 @@ def failure(error: sqlite3.Error, path: Path) -> DmthinError:
     if name.startswith("SQLITE_BUSY"):
         return TimeLimit(f"the ledger {path} was in use for more than {_BUSY_SECONDS:g} s", hint="try again")
     if name == "SQLITE_CANTOPEN" and not os.access(path, os.R_OK | os.W_OK):
-        return NotPermitted(f"the ledger {path} cannot be opened", hint="run this as root")
+        return NotPermitted(f"the ledger {path} cannot be opened", hint=RUN_AS_ROOT)
     if name == "SQLITE_NOTADB":
         return NotFound(f"{path} is not a ledger of dmthin", hint="choose another --root")
     return KernelError(f"the ledger {path}: {error}")

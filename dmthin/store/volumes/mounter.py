@@ -6,8 +6,9 @@ from pathlib import Path
 
 from dmthin.errors import DmthinError, InUse, InvalidValue
 from dmthin.failpoint import step
-from dmthin.kernel import block, detached, mount
+from dmthin.kernel import detached, mount
 from dmthin.kernel.devicemapper import DeviceInfo
+from dmthin.os_errors import os_failure
 from dmthin.pool import filesystem
 from dmthin.store.config.layout import Layout
 from dmthin.store.config.options import StorageOptions
@@ -68,7 +69,7 @@ class Mounter:
         except FileExistsError:
             raise InvalidValue(f"{target} is not a folder", hint="choose another one") from None
         except OSError as error:
-            raise block.os_failure(error, f"make {target}") from None
+            raise os_failure(error, f"make {target}") from None
         return made
 
     def _mount(self, volume: Volume, info: DeviceInfo, target: Path, more: str) -> None:
