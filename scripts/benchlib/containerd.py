@@ -27,9 +27,9 @@ from dmthin.store.state.snapshot_table import SnapshotTable
 from dmthin.store.store import Store
 from dmthin.store.volumes.background import BackgroundQueue
 from dmthin.units import KIB, MIB, parse_size
-from tests.engine.daemons import ENGINES, ROOTFS, SCRATCH, Daemon, tar_of
-from tests.snapshots_client import Snapshots
-from tests.waiting import until
+from enginelib.daemons import ENGINES, ROOTFS, SCRATCH, Daemon, tar_of
+from enginelib.snapshots import Snapshots
+from enginelib.waiting import until
 
 import grpc  # isort: skip  # once the client has told it how to bear forks
 

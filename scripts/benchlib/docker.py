@@ -19,9 +19,9 @@ from benchlib.images import archive_of
 from benchlib.timings import Timings
 from benchlib.udev import install_rules, settle
 from dmthin.store.store import Store
-from tests.engine.daemons import ROOTFS, SCRATCH, tar_of
-from tests.engine.docker.harness import Docker, Plugin
-from tests.waiting import until
+from enginelib.daemons import ROOTFS, SCRATCH, tar_of
+from enginelib.docker import Docker, Plugin
+from enginelib.waiting import until
 
 ROUNDS = 15
 IN_A_ROW = 10

@@ -17,9 +17,9 @@ from dmthin.store.state.locks import Lock, Locks
 from dmthin.store.state.model import Kind, State
 from dmthin.store.store import Store
 from dmthin.units import GIB
-from tests.at_once import in_threads
-from tests.kernel import rigs
-from tests.kernel.conftest import check_store
+from tests.support import rigs
+from tests.support.stores import check_store
+from tests.support.threads import in_threads
 
 
 def in_processes(root: Path, *actions: Callable[[Store], object]) -> None:

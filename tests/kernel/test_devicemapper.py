@@ -28,8 +28,8 @@ from dmthin.kernel.dmioctl import EventPoll, IoctlDeviceMapper
 from dmthin.kernel.dmsetup import Dmsetup
 from dmthin.kernel.thin import PoolTable, ThinTable
 from dmthin.units import MIB, SECTOR
-from tests.kernel import rigs
-from tests.kernel.rigs import PREFIX, Rig
+from tests.support import rigs
+from tests.support.rigs import PREFIX, Rig
 
 A, B = f"{PREFIX}a", f"{PREFIX}b"
 ERROR = Target(0, 128, "error", "")

@@ -16,11 +16,12 @@ from dmthin.kernel.thin import PoolMode, PoolStatus
 from dmthin.store.create import create_store
 from dmthin.store.store import Store
 from dmthin.units import GIB, KIB, METADATA_BLOCK, MIB
-from tests.kernel import rigs, test_crash
-from tests.kernel.cli.command import Command, paste
-from tests.kernel.conftest import check_store, kernel_state, take_down
-from tests.kernel.rigs import Oracle
+from tests.kernel import test_crash_verbs as test_crash
 from tests.kernel.test_pool_growth import again, exhaust, forget_foreign_volumes, raw_volume, sizes, written
+from tests.support import rigs
+from tests.support.command import Command, paste
+from tests.support.rigs import Oracle
+from tests.support.stores import check_store, kernel_state, take_down
 
 OPTIONS = ("dm.basesize=256M",)
 SMALL_POOL = ("dm.blocksize=64K", "dm.thinp_percent=25", "dm.thinp_metapercent=2")

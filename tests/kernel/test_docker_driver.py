@@ -16,8 +16,8 @@ from dmthin.kernel import mount
 from dmthin.store.state.model import Kind
 from dmthin.store.store import Store
 from dmthin.units import GIB, MIB
-from tests.kernel.conftest import SMALL, fill, take_down
-from tests.waiting import until
+from enginelib.waiting import until
+from tests.support.stores import SMALL, fill, take_down
 
 Init = Callable[..., None]
 IDS = ((0, 100000, 65536),)

@@ -18,8 +18,8 @@ from dmthin.kernel.thin import PoolMode
 from dmthin.pool import guard
 from dmthin.pool.guard import Guard
 from dmthin.units import MIB
-from tests.kernel import rigs
-from tests.kernel.rigs import BLOCK, active
+from tests.support import rigs
+from tests.support.rigs import BLOCK, active
 
 _TIMEOUT = Path("/sys/module/dm_thin_pool/parameters/no_space_timeout")
 

@@ -29,10 +29,10 @@ from dmthin.errors import DmthinError, InvalidValue, KernelError, NoDataSpace
 from dmthin.layers.entry import Entry, EntryType
 from dmthin.layers.job import Job, Verb, parse_report
 from dmthin.layers.tarwriter import TarWriter
+from enginelib.waiting import until
 from tests.kernel.test_layers_as_root import CAPABILITY
 from tests.unit.test_layers_diff import seen
 from tests.unit.test_layers_tar import member, tar
-from tests.waiting import until
 
 DIRECTORY, SYMLINK, HARDLINK = tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE
 KEPT = sum(1 << number for number in (0, 1, 2, 3, 4, 21, 27, 31))

@@ -11,7 +11,7 @@ from dmthin.errors import KernelError, NotFound, TimeLimit, Unavailable
 from dmthin.kernel import block, loop, mount
 from dmthin.kernel.loop import LoopDevice
 from dmthin.units import MIB
-from tests.kernel import rigs
+from tests.support import rigs
 
 
 @pytest.fixture(params=["configure", "pair"])

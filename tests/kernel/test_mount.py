@@ -16,8 +16,8 @@ from dmthin.kernel import block, holders, mount, process
 from dmthin.kernel.devicemapper import Target
 from dmthin.kernel.dmioctl import IoctlDeviceMapper
 from dmthin.units import MIB, SECTOR
-from tests.kernel import rigs
-from tests.kernel.rigs import Disk
+from tests.support import rigs
+from tests.support.rigs import Disk
 
 
 @pytest.fixture

@@ -28,9 +28,9 @@ from dmthin.store.create import create_store
 from dmthin.store.state.model import Kind, NewVolume, Volume
 from dmthin.store.store import Store
 from dmthin.units import GIB, KIB, METADATA_BLOCK, MIB, TIB
-from tests.kernel import rigs, thintools
-from tests.kernel.conftest import SMALL, check_store
-from tests.kernel.rigs import Disk, Oracle
+from tests.support import rigs, thintools
+from tests.support.rigs import Disk, Oracle
+from tests.support.stores import SMALL, check_store
 
 MakeStore = Callable[..., Store]
 MakeDisk = Callable[[str, int], Disk]

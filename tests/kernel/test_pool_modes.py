@@ -26,8 +26,8 @@ from dmthin.kernel.dmsetup import Dmsetup
 from dmthin.kernel.thin import PoolMode, ThinStatus
 from dmthin.pool.thinpool import ThinPool
 from dmthin.units import MIB
-from tests.kernel import rigs, thintools
-from tests.kernel.rigs import BLOCK, Rig
+from tests.support import rigs, thintools
+from tests.support.rigs import BLOCK, Rig
 
 ERROR_POLICY = ("skip_block_zeroing", "error_if_no_space")
 _TIMEOUT = Path("/sys/module/dm_thin_pool/parameters/no_space_timeout")

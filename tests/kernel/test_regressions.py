@@ -21,9 +21,9 @@ from dmthin.kernel.thin import PoolMode
 from dmthin.store.create import create_store
 from dmthin.store.store import Store
 from dmthin.units import GIB, MIB, TIB
-from tests.kernel import rigs, thintools
-from tests.kernel.conftest import SMALL, kernel_state
 from tests.kernel.test_concurrency import in_processes
+from tests.support import rigs, thintools
+from tests.support.stores import SMALL, kernel_state
 
 Actions = list[tuple[str, Callable[[Store], object]]]
 

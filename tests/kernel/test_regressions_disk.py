@@ -21,9 +21,9 @@ from dmthin.store.create import create_store
 from dmthin.store.state.model import State
 from dmthin.store.store import Store
 from dmthin.units import GIB, MIB
-from tests.kernel import rigs, thintools
-from tests.kernel.conftest import fill
 from tests.kernel.test_regressions import in_process
+from tests.support import rigs, thintools
+from tests.support.stores import fill
 
 _NO_SPACE_TIMEOUT = Path("/sys/module/dm_thin_pool/parameters/no_space_timeout")
 _WRITE_BACK = {"dirty_ratio": "90", "dirty_background_ratio": "80", "dirty_writeback_centisecs": "60000"}

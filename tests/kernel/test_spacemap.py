@@ -16,8 +16,8 @@ from dmthin.pool.spacemap import ENTRIES_PER_BITMAP, SpaceMap
 from dmthin.store.state.model import Kind, NewVolume, Volume
 from dmthin.store.store import Store
 from dmthin.units import METADATA_BLOCK, MIB
-from tests.kernel import rigs
-from tests.kernel.rigs import BLOCK, Oracle, Rig
+from tests.support import rigs
+from tests.support.rigs import BLOCK, Oracle, Rig
 
 
 def free_blocks(metadata: Path, at_least: int = 1) -> set[int]:

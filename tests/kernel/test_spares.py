@@ -19,8 +19,8 @@ from dmthin.store.store import Store
 from dmthin.store.volumes import spares
 from dmthin.store.volumes.background import BackgroundQueue
 from dmthin.units import MIB
-from tests.at_once import in_threads
-from tests.kernel.conftest import fill
+from tests.support.stores import fill
+from tests.support.threads import in_threads
 
 NAME = "s"
 

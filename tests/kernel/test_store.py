@@ -10,8 +10,8 @@ from dmthin.kernel.devicemapper import Target
 from dmthin.kernel.dmioctl import IoctlDeviceMapper
 from dmthin.store.store import Store
 from dmthin.units import MIB
-from tests.kernel import thintools
-from tests.kernel.conftest import fill
+from tests.support import thintools
+from tests.support.stores import fill
 
 
 def test_a_container_is_a_writable_copy_of_its_image(store: Store, image: str) -> None:

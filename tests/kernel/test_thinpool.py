@@ -18,8 +18,8 @@ from dmthin.pool.guard import Guard
 from dmthin.pool.metadata import Usage
 from dmthin.pool.thinpool import ThinPool
 from dmthin.units import MIB
-from tests.kernel import rigs
-from tests.kernel.rigs import BLOCK, Rig, active
+from tests.support import rigs
+from tests.support.rigs import BLOCK, Rig, active
 
 # --- the pool comes up ----------------------------------------------------------------------------------------------
 

@@ -17,7 +17,7 @@ from dmthin.store.state.ledger import Ledger
 from dmthin.store.state.locks import Locks, make_lock_file
 from dmthin.store.state.model import Kind, NewVolume, State, StoreRecord, StoreState, Volume, new_uuid
 from dmthin.store.state.schema import SCHEMA_VERSION
-from tests.waiting import until
+from enginelib.waiting import until
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import pytest
 from dmthin.cli.signals import Interrupted, raised_in_main_thread
 from dmthin.errors import TimeLimit, ToolFailed, Unavailable
 from dmthin.kernel import process
-from tests.waiting import until
+from enginelib.waiting import until
 
 _DYING = 10.0
 """Seconds in which a killed program and its threads are gone on a busy machine; left alone they would stay for 100."""

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.waiting import until
+from enginelib.waiting import until
 
 PATIENCE = 30.0
 Start = Callable[..., "subprocess.Popen[str]"]

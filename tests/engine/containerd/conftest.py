@@ -9,10 +9,10 @@ from dmthin.kernel import mount
 from dmthin.store.create import create_store
 from dmthin.store.state.model import Kind
 from dmthin.store.store import Store
-from tests.engine.containerd.archives import chain_ids, oci_archive
-from tests.engine.containerd.harness import LARGE, SMALL, SMALL_STORE, Containerd
-from tests.engine.daemons import SCRATCH, mini_rootfs, tar_of, traces
-from tests.kernel.conftest import check_store, kernel_state
+from enginelib.daemons import SCRATCH, mini_rootfs, tar_of, traces
+from tests.support.archives import chain_ids, oci_archive
+from tests.support.containerd import LARGE, SMALL, SMALL_STORE, Containerd
+from tests.support.stores import check_store, kernel_state
 
 IMAGE = "docker.io/library/layered:1"
 

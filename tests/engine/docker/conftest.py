@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.engine.daemons import SCRATCH, mini_rootfs, traces
-from tests.engine.docker.harness import Docker
+from enginelib.daemons import SCRATCH, mini_rootfs, traces
+from enginelib.docker import Docker
 
 SMALL = ("dm.loopdatasize=8G", "dm.loopmetadatasize=64M", "dm.basesize=512M")
 MINI = "mini"

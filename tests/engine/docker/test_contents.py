@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.engine.daemons import tar_of
+from enginelib.daemons import tar_of
+from enginelib.docker import Docker
+from enginelib.waiting import until
 from tests.engine.docker.conftest import MINI
-from tests.engine.docker.harness import Docker
-from tests.engine.docker.trees import CAPABILITY, NET_RAW, files_of, odd_tar, opened
-from tests.waiting import until
+from tests.support.docker_trees import CAPABILITY, NET_RAW, files_of, odd_tar, opened
 
 ACROSS_LAYERS = """\
 FROM mini

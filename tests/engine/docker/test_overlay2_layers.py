@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.engine.daemons import SCRATCH
+from enginelib.daemons import SCRATCH
+from enginelib.docker import Docker
 from tests.engine.docker.conftest import MINI
-from tests.engine.docker.harness import Docker
 
 DOCKERFILE = """\
 FROM mini

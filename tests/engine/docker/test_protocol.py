@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 from dmthin.kernel import mount
-from tests.at_once import in_threads
-from tests.engine.daemons import SCRATCH, tar_of, traces
+from enginelib.daemons import SCRATCH, tar_of, traces
+from enginelib.docker import Docker, Plugin
+from enginelib.waiting import until
 from tests.engine.docker.conftest import SMALL
-from tests.engine.docker.harness import Docker, Plugin
-from tests.waiting import until
+from tests.support.threads import in_threads
 
 
 @pytest.fixture(scope="module")

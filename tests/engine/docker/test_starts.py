@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from dmthin.kernel import mount
-from tests.engine.daemons import SCRATCH, tar_of, traces
+from enginelib.daemons import SCRATCH, tar_of, traces
+from enginelib.docker import Docker
+from enginelib.waiting import until
 from tests.engine.docker.conftest import MINI
-from tests.engine.docker.harness import Docker
-from tests.waiting import until
 
 POOL = ("dm.loopdatasize=4G", "dm.loopmetadatasize=64M")
 

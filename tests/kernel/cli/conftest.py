@@ -9,8 +9,8 @@ import pytest
 
 from dmthin.store.store import Store
 from dmthin.units import MIB
-from tests.kernel.cli.command import Command
-from tests.kernel.conftest import fill, take_down
+from tests.support.command import Command
+from tests.support.stores import fill, take_down
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from dmthin.kernel import loop, mount
 from dmthin.store.state.schema import SCHEMA_VERSION
 from dmthin.store.store import Store
 from dmthin.units import GIB, MIB
-from tests.kernel.cli.command import COMMAND, Command, picture
+from tests.support.command import COMMAND, Command, picture
 
 BAD = [
     (2, "list --storage-opt dm.basesise=10G", r"unknown storage option 'dm\.basesise': did you mean dm\.basesize\?"),

@@ -12,7 +12,7 @@ from dmthin.kernel.dmioctl import IoctlDeviceMapper
 from dmthin.kernel.thin import PoolStatus
 from dmthin.store.store import Store
 from dmthin.units import GIB, MIB
-from tests.kernel.cli.command import SMALL_OPTIONS, Command, paste, picture
+from tests.support.command import SMALL_OPTIONS, Command, paste, picture
 
 CHANGES = [
     "pool extend --data-size +1G --metadata-size +20%",

@@ -19,8 +19,8 @@ import pytest
 from dmthin.kernel import mount
 from dmthin.store.store import Store
 from dmthin.units import MIB
-from tests.kernel.cli.command import COMMAND, SMALL_OPTIONS, Command, picture
-from tests.waiting import until
+from enginelib.waiting import until
+from tests.support.command import COMMAND, SMALL_OPTIONS, Command, picture
 
 
 def importing(root: Path, *words: str, given: int = 4 * MIB, **options: Any) -> "subprocess.Popen[bytes]":

@@ -13,8 +13,8 @@ from dmthin.kernel.thin import PoolStatus
 from dmthin.store.report import tree as tree_of
 from dmthin.store.store import Store
 from dmthin.units import GIB, MIB
-from tests.kernel.cli.command import SMALL_OPTIONS, Command, Ran
-from tests.kernel.conftest import fill
+from tests.support.command import SMALL_OPTIONS, Command, Ran
+from tests.support.stores import fill
 
 
 def test_the_whole_life_of_a_store(fresh: Command, tree: Path) -> None:

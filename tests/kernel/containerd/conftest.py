@@ -4,9 +4,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.kernel.conftest import scratch_folder
-from tests.kernel.containerd.snapshotters import Daemon, collect_garbage, serving
-from tests.snapshots_client import Snapshots
+from enginelib.snapshots import Snapshots
+from tests.support.snapshotters import Daemon, collect_garbage, serving
+from tests.support.stores import scratch_folder
 
 
 @pytest.fixture(scope="module")

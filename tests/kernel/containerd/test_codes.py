@@ -14,11 +14,11 @@ from dmthin.kernel.dmioctl import IoctlDeviceMapper
 from dmthin.store.create import create_store
 from dmthin.store.store import Store
 from dmthin.units import GIB, MIB
-from tests.kernel import rigs, thintools
-from tests.kernel.conftest import fill, scratch_folder
-from tests.kernel.containerd.snapshotters import Daemon, collect_garbage, layer, mounted, serving
-from tests.kernel.rigs import Rig
-from tests.snapshots_client import Snapshots, refused
+from enginelib.snapshots import Snapshots
+from tests.support import rigs, thintools
+from tests.support.rigs import Rig
+from tests.support.snapshotters import Daemon, collect_garbage, layer, mounted, refused, serving
+from tests.support.stores import fill, scratch_folder
 
 EXHAUSTED = grpc.StatusCode.RESOURCE_EXHAUSTED
 LOST = grpc.StatusCode.DATA_LOSS

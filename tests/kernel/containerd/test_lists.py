@@ -6,9 +6,9 @@ from pathlib import Path
 import grpc
 import pytest
 
-from tests.kernel.conftest import scratch_folder
-from tests.kernel.containerd.snapshotters import Daemon, collect_garbage, layer, serving
-from tests.snapshots_client import Snapshots, refused
+from enginelib.snapshots import Snapshots
+from tests.support.snapshotters import Daemon, collect_garbage, layer, refused, serving
+from tests.support.stores import scratch_folder
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
 

@@ -13,8 +13,8 @@ import pytest
 from dmthin.errors import NotPermitted
 from dmthin.kernel import mount
 from dmthin.units import MIB
-from tests.kernel.containerd.snapshotters import Daemon, device_of, layer, mounted
-from tests.snapshots_client import UNKNOWN_FIELDS, YEAR_ONE, Snapshots, refused
+from enginelib.snapshots import UNKNOWN_FIELDS, YEAR_ONE, Snapshots
+from tests.support.snapshotters import Daemon, device_of, layer, mounted, refused
 
 EXISTS = grpc.StatusCode.ALREADY_EXISTS
 INVALID = grpc.StatusCode.INVALID_ARGUMENT

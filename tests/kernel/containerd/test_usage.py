@@ -21,10 +21,10 @@ from dmthin.store.state.model import Kind
 from dmthin.store.store import Store
 from dmthin.store.volumes.background import BackgroundQueue
 from dmthin.units import MIB
-from tests.kernel.conftest import fill
-from tests.kernel.containerd.snapshotters import Daemon, device_of, layer, mounted
-from tests.snapshots_client import Snapshots, refused
-from tests.waiting import PATIENCE
+from enginelib.snapshots import Snapshots
+from enginelib.waiting import PATIENCE
+from tests.support.snapshotters import Daemon, device_of, layer, mounted, refused
+from tests.support.stores import fill
 
 MISSING = grpc.StatusCode.NOT_FOUND
 PRECONDITION = grpc.StatusCode.FAILED_PRECONDITION

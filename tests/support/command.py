@@ -12,7 +12,7 @@ import pytest
 
 from dmthin.cli import main
 from dmthin.store.store import Store
-from tests.kernel.conftest import SMALL, kernel_state
+from tests.support.stores import SMALL, kernel_state
 
 COMMAND = [str(Path(sys.executable).with_name("dmthin"))]
 SMALL_OPTIONS = [word for option in SMALL for word in ("--storage-opt", option)]

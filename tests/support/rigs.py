@@ -23,7 +23,7 @@ from dmthin.kernel.thin import PoolMode, PoolStatus, PoolTable
 from dmthin.pool.thinpool import ThinPool
 from dmthin.pool.volume import ThinVolume
 from dmthin.units import KIB, MIB, SECTOR
-from tests.kernel import thintools
+from tests.support import thintools
 
 BLOCK = 64 * KIB
 PREFIX = "rig-"

@@ -19,8 +19,8 @@ from dmthin.store.create import create_store
 from dmthin.store.state.model import Kind
 from dmthin.store.store import Store
 from dmthin.units import GIB, MIB
-from tests.kernel import thintools
-from tests.kernel.conftest import SMALL, check_store, kernel_state, settle
+from tests.support import thintools
+from tests.support.stores import SMALL, check_store, kernel_state, settle
 
 _MANY = 500
 """More edges than any verb has: reaching it means that the verb never ends."""

@@ -11,11 +11,11 @@ from grpc import StatusCode
 
 from dmthin.kernel import mount
 from dmthin.units import MIB
-from tests.engine.containerd.archives import chain_ids, oci_archive
+from enginelib.daemons import Failed, tar_of
 from tests.engine.containerd.conftest import IMAGE
-from tests.engine.containerd.harness import DMTHIN, LARGE, ROOTED, SMALL, Containerd
-from tests.engine.daemons import Failed, tar_of
-from tests.snapshots_client import refused
+from tests.support.archives import chain_ids, oci_archive
+from tests.support.containerd import DMTHIN, LARGE, ROOTED, SMALL, Containerd
+from tests.support.snapshotters import refused
 
 OTHER = "docker.io/library/other:1"
 

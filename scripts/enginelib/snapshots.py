@@ -5,14 +5,10 @@ containerd of any release may send can be sent: masks and times made by hand, fi
 """
 
 import os
-import re
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
-
-import pytest
 
 # The tests fork. With this gRPC leaves the child alone, and it must know before it is imported.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
@@ -24,7 +20,7 @@ from google.protobuf import (
     message_factory,
 )
 
-from tests.waiting import PATIENCE
+from enginelib.waiting import PATIENCE
 
 SERVICE = "containerd.services.snapshots.v1.Snapshots"
 YEAR_ONE = -62135596800 * 10**9
@@ -216,17 +212,6 @@ class Snapshots:
     def _encode(self, message: Any) -> bytes:
         encoded: bytes = message.SerializeToString()
         return encoded + self.extra
-
-
-@contextmanager
-def refused(code: Any, match: str = "") -> Iterator[None]:
-    """The block ends with this status code, and with a text in which the pattern is found; there is always a text."""
-    with pytest.raises(grpc.RpcError) as caught:
-        yield
-    found, text = caught.value.code(), caught.value.details()
-    assert found is code, f"{found.name}: {text}"
-    assert text
-    assert re.search(match, text), f"{match!r} is not in: {text}"
 
 
 def _path(method: str) -> str:

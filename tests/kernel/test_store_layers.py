@@ -19,8 +19,8 @@ from dmthin.store.state.model import Kind, State
 from dmthin.store.store import Store
 from dmthin.store.volumes.background import BackgroundQueue
 from dmthin.units import GIB, MIB
-from tests.at_once import in_threads
-from tests.waiting import until
+from enginelib.waiting import until
+from tests.support.threads import in_threads
 
 
 @pytest.fixture

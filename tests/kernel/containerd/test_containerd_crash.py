@@ -22,13 +22,13 @@ from dmthin.kernel import mount
 from dmthin.store.state.model import SPARE_NAMES, Kind, SnapshotKind, State
 from dmthin.store.store import Store
 from dmthin.units import MIB
-from tests import snapshots_client as client
-from tests.kernel import test_crash
-from tests.kernel.conftest import check_store, kernel_state, scratch_folder
-from tests.kernel.containerd.snapshotters import Daemon, collect_garbage, layer, mounted, serving
-from tests.kernel.containerd.test_sizes import crash
-from tests.snapshots_client import Snapshots, refused
-from tests.waiting import until
+from enginelib import snapshots as client
+from enginelib.snapshots import Snapshots
+from enginelib.waiting import until
+from tests.kernel import test_crash_verbs as test_crash
+from tests.kernel.containerd.test_several_snapshotters import crash
+from tests.support.snapshotters import Daemon, collect_garbage, layer, mounted, refused, serving
+from tests.support.stores import check_store, kernel_state, scratch_folder
 
 UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
 LABELS = {"containerd.io/snapshot/k": "v"}

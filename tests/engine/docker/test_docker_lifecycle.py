@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from dmthin.units import MIB
-from tests.engine.daemons import SCRATCH, Failed, tar_of, traces
+from enginelib.daemons import SCRATCH, Failed, tar_of, traces
+from enginelib.docker import Docker
+from enginelib.waiting import until
 from tests.engine.docker.conftest import MINI
-from tests.engine.docker.harness import Docker
-from tests.waiting import until
 
 FILES = 3000
 

@@ -13,12 +13,12 @@ import pytest
 
 from dmthin.store.state.model import SnapshotKind
 from dmthin.units import MIB
-from tests.engine.containerd.archives import oci_archive
+from enginelib.daemons import Failed, listens, tar_of
+from enginelib.snapshots import Snapshots
+from enginelib.waiting import PATIENCE, until
 from tests.engine.containerd.conftest import IMAGE
-from tests.engine.containerd.harness import DMTHIN, ROOTED, Containerd
-from tests.engine.daemons import Failed, listens, tar_of
-from tests.snapshots_client import Snapshots
-from tests.waiting import PATIENCE, until
+from tests.support.archives import oci_archive
+from tests.support.containerd import DMTHIN, ROOTED, Containerd
 
 OTHER = "docker.io/library/other:1"
 FILES = 3000

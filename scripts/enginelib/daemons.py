@@ -12,7 +12,7 @@ from pathlib import Path
 from dmthin.kernel import loop, mount
 from dmthin.kernel.dmioctl import IoctlDeviceMapper
 from dmthin.store.store import Store
-from tests.waiting import PATIENCE
+from enginelib.waiting import PATIENCE
 
 CACHE = Path(os.environ["DMTHIN_VM_CACHE"])
 ENGINES = CACHE / "engines"

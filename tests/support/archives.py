@@ -5,7 +5,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 
-from tests.engine.daemons import tar_of
+from enginelib.daemons import tar_of
 
 _OCI = "application/vnd.oci.image"
 

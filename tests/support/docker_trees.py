@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.engine.docker.harness import Docker, Plugin
+from enginelib.docker import Docker, Plugin
 
 CAPABILITY = "security.capability"
 NET_RAW = bytes.fromhex("0100000200200000000000000000000000000000")

@@ -15,7 +15,7 @@ from dmthin.errors import AlreadyExists, InUse, InvalidValue, NotFound
 from dmthin.store.state.model import Kind
 from dmthin.store.store import Store
 from dmthin.units import MIB
-from tests.kernel.conftest import check_store
+from tests.support.stores import check_store
 
 _NAMES = st.sampled_from(["a", "b", "c", "d", "e"])
 _FILES = st.sampled_from(["one", "two", "three"])

@@ -1,23 +1,26 @@
 """dmthin as containerd meets it: a daemon that is started and killed, mounts as it tells them, garbage collected.
 
-Nothing here is the server's: the client is `tests.snapshots_client`.
+Nothing here is the server's: the client is `enginelib.snapshots`.
 """
 
 import os
+import re
 import socket
 import subprocess
 import sys
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import grpc
+import pytest
 
 from dmthin.kernel import mount
 from dmthin.store.store import Store
-from tests.kernel.conftest import take_down
-from tests.snapshots_client import Info, Mount, Snapshots
-from tests.waiting import PATIENCE, until
+from enginelib.snapshots import Info, Mount, Snapshots
+from enginelib.waiting import PATIENCE, until
+from tests.support.stores import take_down
 
 OPTIONS = ("dm.loopdatasize=4G", "dm.loopmetadatasize=64M", "dm.basesize=320M")
 """Storage options that any of the file systems can do with."""
@@ -130,3 +133,14 @@ def device_of(mounts: tuple[Mount, ...]) -> Path:
 def _take_down(root: Path) -> None:
     if (root / "ledger.db").exists():
         take_down(Store(root))
+
+
+@contextmanager
+def refused(code: Any, match: str = "") -> Iterator[None]:
+    """The block ends with this status code, and with a text in which the pattern is found; there is always a text."""
+    with pytest.raises(grpc.RpcError) as caught:
+        yield
+    found, text = caught.value.code(), caught.value.details()
+    assert found is code, f"{found.name}: {text}"
+    assert text
+    assert re.search(match, text), f"{match!r} is not in: {text}"

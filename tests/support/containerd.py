@@ -9,9 +9,9 @@ from pathlib import Path
 
 from dmthin.store.state.model import Snapshot
 from dmthin.store.store import Store
-from tests.engine.daemons import PATH, Daemon, Failed, last_words, listens
-from tests.snapshots_client import Snapshots
-from tests.waiting import until
+from enginelib.daemons import PATH, Daemon, Failed, last_words, listens
+from enginelib.snapshots import Snapshots
+from enginelib.waiting import until
 
 DMTHIN = "dmthin"
 LARGE = "large"
@@ -41,7 +41,7 @@ class Containerd:
         """Where a test writes in which call dmthin is to die."""
 
         folder.mkdir(parents=True, exist_ok=True)
-        armed = (sys.executable, "-m", "tests.engine.containerd.armed", str(self.orders))
+        armed = (sys.executable, "-m", "tests.support.armed", str(self.orders))
         self.dmthin = Daemon(folder / "dmthin.log", *armed, *self._dmthin_words(), "-v")
         self.config = folder / "config.toml"
         self.containerd = Daemon(folder / "containerd.log", "containerd", "--config", str(self.config))

@@ -9,10 +9,10 @@ import pytest
 
 from dmthin.kernel import mount
 from dmthin.units import MIB
-from tests.engine.containerd.archives import docker_archive, oci_archive
+from enginelib.daemons import Failed
 from tests.engine.containerd.conftest import IMAGE
-from tests.engine.containerd.harness import DMTHIN, ROOTED, Containerd
-from tests.engine.daemons import Failed
+from tests.support.archives import docker_archive, oci_archive
+from tests.support.containerd import DMTHIN, ROOTED, Containerd
 
 LOOK = "find /srv /tmp; cat /etc/motd /srv/new /srv/hidden/c"
 SEEN = {"/srv", "/srv/old", "/srv/new", "/srv/hidden", "/srv/hidden/c", "changed", "of the second", "of the third"}

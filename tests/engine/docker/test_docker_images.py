@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from dmthin.units import GIB, MIB
-from tests.engine.daemons import ROOTFS, SCRATCH, Failed, traces
+from enginelib.daemons import ROOTFS, SCRATCH, Failed, traces
+from enginelib.docker import Docker
+from enginelib.waiting import until
 from tests.engine.docker.conftest import MINI, SMALL
-from tests.engine.docker.harness import Docker
-from tests.waiting import until
 
 DOCKERFILE = """\
 FROM mini

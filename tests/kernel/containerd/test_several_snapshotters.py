@@ -13,9 +13,9 @@ from dmthin.store.create import create_store
 from dmthin.store.state.model import Kind
 from dmthin.store.store import Store
 from dmthin.units import MIB
-from tests.kernel.conftest import scratch_folder
-from tests.kernel.containerd.snapshotters import OPTIONS, Daemon, collect_garbage, device_of, layer, mounted, serving
-from tests.snapshots_client import Mount, Snapshots, refused
+from enginelib.snapshots import Mount, Snapshots
+from tests.support.snapshotters import OPTIONS, Daemon, collect_garbage, device_of, layer, mounted, refused, serving
+from tests.support.stores import scratch_folder
 
 EXISTS = grpc.StatusCode.ALREADY_EXISTS
 INVALID = grpc.StatusCode.INVALID_ARGUMENT

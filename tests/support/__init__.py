@@ -1,0 +1,1 @@
+"""What tests share: child processes, threads, stores, rigs, engines, archives. No test lies here."""
