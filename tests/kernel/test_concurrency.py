@@ -4,7 +4,6 @@ import os
 import signal
 import threading
 import time
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,27 +16,10 @@ from dmthin.store.state.locks import Lock, Locks
 from dmthin.store.state.model import Kind, State
 from dmthin.store.store import Store
 from dmthin.units import GIB
-from tests.support import rigs
+from tests.support import processes
+from tests.support.processes import in_processes
 from tests.support.stores import check_store
 from tests.support.threads import in_threads
-
-
-def in_processes(root: Path, *actions: Callable[[Store], object]) -> None:
-    """Run each action in a process with a Store of its own, all at once; none may fail."""
-    pids = []
-    for action in actions:
-        pid = os.fork()
-        if not pid:
-            try:
-                with Store(root) as store:
-                    action(store)
-                os._exit(0)
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                os._exit(1)
-        pids.append(pid)
-    assert [os.waitpid(pid, 0)[1] for pid in pids] == [0] * len(pids)
 
 
 def test_fifty_containers_at_once_from_threads(store: Store, image: str) -> None:
@@ -93,8 +75,8 @@ def test_the_origin_of_a_killed_snapshot_goes_on_before_the_next_has_it(
             mine.layers.create("cut", Kind.CONTAINER, origin)
 
     store.ledger.close()
-    with rigs.child(create) as pid:
-        assert rigs.outcome(pid) == -signal.SIGKILL
+    with processes.child(create) as pid:
+        assert processes.outcome(pid) == -signal.SIGKILL
     guard = int((store.layout.root.parent / "guard").read_text())
     rest, waiting = Locks.rest, threading.Event()
 
@@ -134,8 +116,8 @@ def test_a_removal_that_was_only_committed_is_synced_before_the_pool_hears_of_it
             mine.containers.remove("web")
 
     store.ledger.close()
-    with rigs.child(remove) as pid:
-        assert rigs.outcome(pid) == -signal.SIGKILL
+    with processes.child(remove) as pid:
+        assert processes.outcome(pid) == -signal.SIGKILL
     assert [volume.state for volume in store.ledger.unfinished()] == [State.REMOVING]
     wait, delete = GroupSync.wait, ThinPool.delete
     order: list[str] = []

@@ -1,18 +1,12 @@
 """Every verb, killed with SIGKILL before and after each of its durable steps: the next command must put all right."""
 
-import os
-import signal
-import traceback
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import pytest
 
-from dmthin import failpoint
-from dmthin.errors import NotFound
 from dmthin.kernel import mount
 from dmthin.kernel.dmioctl import IoctlDeviceMapper
 from dmthin.store.create import create_store
@@ -20,10 +14,8 @@ from dmthin.store.state.model import Kind
 from dmthin.store.store import Store
 from dmthin.units import GIB, MIB
 from tests.support import thintools
-from tests.support.stores import SMALL, check_store, kernel_state, settle
-
-_MANY = 500
-"""More edges than any verb has: reaching it means that the verb never ends."""
+from tests.support.processes import killed_at, run_until_killed
+from tests.support.stores import MANY_EDGES, SMALL, check_store, kernel_state, settle, store_exists, traces, with_store
 
 
 @dataclass(frozen=True)
@@ -136,14 +128,14 @@ def test_killed_anywhere_the_same_command_puts_all_right(store: Store, image: st
         with Store(root) as now:
             verb.prepare(now)
         store.ledger.close()
-        killed = _run_until_killed(edges, partial(_with_store, root, verb.run))
+        killed = run_until_killed(edges, partial(with_store, root, verb.run))
         with Store(root) as now:
             verb.run(now)
             if verb.name == "deactivate":
                 _nothing_is_up(now)
             else:
                 _kernel_holds_what_the_ledger_says(now)
-        assert edges < _MANY
+        assert edges < MANY_EDGES
     assert edges > 1, "the verb has no durable step"
     with Store(root) as now:
         check_store(now)
@@ -159,12 +151,12 @@ def test_killed_anywhere_the_next_command_puts_all_right(store: Store, image: st
         with Store(root) as now:
             verb.prepare(now)
         store.ledger.close()
-        killed = _run_until_killed(edges, lambda: _with_store(root, verb.run))
+        killed = run_until_killed(edges, lambda: with_store(root, verb.run))
         with Store(root) as now:
             _next_command_works(now)
             _kernel_holds_what_the_ledger_says(now)
             verb.undo(now)
-        assert edges < _MANY
+        assert edges < MANY_EDGES
     print(f"{verb.name}: killed at {edges - 1} edges")
     assert edges > 1, "the verb has no durable step"
     with Store(root) as now:
@@ -180,9 +172,9 @@ def test_a_store_killed_while_it_is_made_can_be_made_again(scratch: Path) -> Non
     edges, killed = 0, True
     while killed:
         edges += 1
-        killed = _run_until_killed(edges, lambda: create_store(root, SMALL).close())
+        killed = run_until_killed(edges, lambda: create_store(root, SMALL).close())
         # Dead before its intent was durable, it has left nothing to finish.
-        if killed and not _exists(root):
+        if killed and not store_exists(root):
             create_store(root, SMALL).close()
         with Store(root) as store:
             store.pool.activate()
@@ -200,8 +192,8 @@ def test_a_store_killed_while_it_is_destroyed_is_gone_after_the_next_command(scr
     while killed:
         edges += 1
         create_store(root, SMALL).close()
-        killed = _run_until_killed(edges, lambda: _with_store(root, lambda store: store.pool.destroy()))
-        if _exists(root):
+        killed = run_until_killed(edges, lambda: with_store(root, lambda store: store.pool.destroy()))
+        if store_exists(root):
             with Store(root) as store:
                 store.pool.destroy()
         else:
@@ -211,31 +203,6 @@ def test_a_store_killed_while_it_is_destroyed_is_gone_after_the_next_command(scr
         assert kernel_state() == before
         assert not root.exists()
     assert edges > 10
-
-
-def _run_until_killed(edges: int, action: Callable[[], object]) -> bool:
-    """Run an action in a process that dies at the given edge; False if it came to its end before that."""
-    pid = os.fork()
-    if not pid:
-        try:
-            failpoint.arm(edges)
-            action()
-            failpoint.arm(0)
-            os._exit(0)
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(1)
-    _, status = os.waitpid(pid, 0)
-    if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL:
-        return True
-    assert status == 0, "the verb failed by itself"
-    return False
-
-
-def _with_store(root: Path, run: Callable[[Store], object]) -> None:
-    with Store(root) as store:
-        run(store)
 
 
 def _next_command_works(store: Store) -> None:
@@ -270,8 +237,10 @@ def _nothing_is_up(store: Store) -> None:
     assert mount.under(store.layout.root) == []
 
 
-def _exists(root: Path) -> bool:
-    with suppress(NotFound), Store(root) as store:
-        store.pool.activate()
-        return True
-    return False
+@pytest.mark.parametrize("at", ["before loop detach", "after loop detach", "before ledger pool down"])
+def test_a_repeated_deactivate_ends_what_a_killed_one_began(store: Store, at: str) -> None:
+    store.ledger.close()
+    assert killed_at(at, store.layout.root, lambda now: now.pool.deactivate())
+    with Store(store.layout.root) as now:
+        now.pool.deactivate()
+    assert traces(store) == []

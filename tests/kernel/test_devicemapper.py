@@ -28,7 +28,7 @@ from dmthin.kernel.dmioctl import EventPoll, IoctlDeviceMapper
 from dmthin.kernel.dmsetup import Dmsetup
 from dmthin.kernel.thin import PoolTable, ThinTable
 from dmthin.units import MIB, SECTOR
-from tests.support import rigs
+from tests.support import processes, rigs
 from tests.support.rigs import PREFIX, Rig
 
 A, B = f"{PREFIX}a", f"{PREFIX}b"
@@ -414,7 +414,7 @@ def test_wait_for_the_pool_to_reach_its_low_water_mark(
         for number in range(12):
             rigs.write_block(node, number, rigs.pattern(1, number))
         before = mapper.info(rig.pool.name).event_number
-        with rigs.child(lambda: rigs.write_block(node, 12, rigs.pattern(1, 12))):
+        with processes.child(lambda: rigs.write_block(node, 12, rigs.pattern(1, 12))):
             assert mapper.wait(rig.pool.name, before, timeout=60) > before
 
 
@@ -444,7 +444,7 @@ def test_poll_sees_what_comes_between_arming_and_reading(dm: IoctlDeviceMapper) 
 def test_poll_wakes_a_waiting_process(dm: IoctlDeviceMapper) -> None:
     with EventPoll() as events:
         events.arm()
-        with rigs.child(lambda: IoctlDeviceMapper().create(A)):
+        with processes.child(lambda: IoctlDeviceMapper().create(A)):
             assert events.poll(60)
 
 
@@ -536,8 +536,8 @@ def test_without_rights(kind: Callable[[], DeviceMapper]) -> None:
             kind().info(A)
             os._exit(1)
 
-    with rigs.child(ask_as_nobody) as pid:
-        assert rigs.outcome(pid) == 0
+    with processes.child(ask_as_nobody) as pid:
+        assert processes.outcome(pid) == 0
 
 
 # --- thin targets ---------------------------------------------------------------------------------------------------

@@ -16,12 +16,12 @@ from dmthin.kernel.thin import PoolMode, PoolStatus
 from dmthin.store.create import create_store
 from dmthin.store.store import Store
 from dmthin.units import GIB, KIB, METADATA_BLOCK, MIB
-from tests.kernel import test_crash_verbs as test_crash
-from tests.kernel.test_pool_growth import again, exhaust, forget_foreign_volumes, raw_volume, sizes, written
-from tests.support import rigs
+from tests.support import processes, rigs
 from tests.support.command import Command, paste
+from tests.support.processes import run_until_killed
+from tests.support.raw_volumes import again, exhaust, forget_foreign_volumes, raw_volume, sizes, written
 from tests.support.rigs import Oracle
-from tests.support.stores import check_store, kernel_state, take_down
+from tests.support.stores import check_store, kernel_state, store_exists, take_down, with_store
 
 OPTIONS = ("dm.basesize=256M",)
 SMALL_POOL = ("dm.blocksize=64K", "dm.thinp_percent=25", "dm.thinp_metapercent=2")
@@ -321,7 +321,7 @@ def test_extension_is_the_way_out_of_a_full_pool_until_the_disk_ends(make_direct
             with pytest.raises(NoDataSpace):
                 raw_volume(store, "another")
             assert store.pool.extend_if_due() is True
-            assert rigs.outcome(pid) == 0
+            assert processes.outcome(pid) == 0
         number += 1
         assert store.pool.status().mode == "rw"
         assert store.pool.extend_if_due() is False
@@ -417,8 +417,8 @@ def test_a_store_killed_while_it_is_made_can_be_made_again(scratch: Path, disk: 
     edges, killed = 0, True
     while killed:
         edges += 1
-        killed = test_crash._run_until_killed(edges, lambda: on_disk(root, disk).close())
-        if killed and not test_crash._exists(root):
+        killed = run_until_killed(edges, lambda: on_disk(root, disk).close())
+        if killed and not store_exists(root):
             on_disk(root, disk).close()
         with Store(root) as store:
             store.pool.activate()
@@ -437,8 +437,8 @@ def test_a_store_killed_while_it_is_destroyed_is_gone_after_the_next_command(scr
     while killed:
         edges += 1
         on_disk(root, disk).close()
-        killed = test_crash._run_until_killed(edges, lambda: _with_store(root, lambda store: store.pool.destroy()))
-        if not test_crash._exists(root):
+        killed = run_until_killed(edges, lambda: with_store(root, lambda store: store.pool.destroy()))
+        if not store_exists(root):
             on_disk(root, disk).close()
         with Store(root) as store:
             store.pool.destroy()
@@ -473,8 +473,8 @@ def test_killed_anywhere_the_next_command_puts_all_right(direct: Store, verb: st
     edges, killed = 0, True
     while killed:
         edges += 1
-        _with_store(root, prepare)
-        killed = test_crash._run_until_killed(edges, lambda: _with_store(root, run))
+        with_store(root, prepare)
+        killed = run_until_killed(edges, lambda: with_store(root, run))
         with Store(root) as store:
             if then == "reboot":
                 _take_away_what_there_is(store)
@@ -507,8 +507,3 @@ def _kernel_and_ledger_agree(store: Store) -> None:
     assert lengths == {"tdata": record.data_size, "tmeta": record.metadata_size}
     assert sorted(devices()) == sorted([record.pool_name, f"{record.prefix}-tdata", f"{record.prefix}-tmeta"])
     assert not any(store.dm.info(name).suspended for name in devices())
-
-
-def _with_store(root: Path, run: Callable[[Store], object]) -> None:
-    with Store(root) as store:
-        run(store)

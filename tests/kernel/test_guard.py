@@ -18,7 +18,7 @@ from dmthin.kernel.thin import PoolMode
 from dmthin.pool import guard
 from dmthin.pool.guard import Guard
 from dmthin.units import MIB
-from tests.support import rigs
+from tests.support import processes, rigs
 from tests.support.rigs import BLOCK, active
 
 _TIMEOUT = Path("/sys/module/dm_thin_pool/parameters/no_space_timeout")
@@ -57,11 +57,11 @@ def test_a_volume_is_resumed_when_its_manager_is_killed(dm: IoctlDeviceMapper, s
             with Guard(name):
                 os.kill(os.getpid(), signal.SIGSTOP)
 
-        with rigs.child(suspend_and_stop) as pid:
+        with processes.child(suspend_and_stop) as pid:
             os.waitpid(pid, os.WUNTRACED)
             assert dm.info(name).suspended
             os.kill(pid, signal.SIGKILL)
-            assert rigs.outcome(pid) == -signal.SIGKILL
+            assert processes.outcome(pid) == -signal.SIGKILL
         rigs.write_block(node, 0, rigs.pattern(1, 0))
         assert active(dm.info(name))
 
@@ -147,7 +147,7 @@ def test_no_quiescing_on_a_full_pool(dm: IoctlDeviceMapper, scratch: Path) -> No
                 pass
             rig.data.grow(32 * BLOCK)
             rig.pool.reload(rig.table())
-            assert rigs.outcome(pid) == 0
+            assert processes.outcome(pid) == 0
 
 
 def test_a_guard_gives_up_on_a_volume_that_does_not_come_to_rest(
@@ -168,7 +168,7 @@ def test_a_guard_gives_up_on_a_volume_that_does_not_come_to_rest(
             assert rigs.read_block(node, 3) == rigs.pattern(1, 3)
             rig.data.grow(32 * BLOCK)
             rig.pool.reload(rig.table())
-            assert rigs.outcome(pid) == 0
+            assert processes.outcome(pid) == 0
         assert rigs.read_block(node, 16) == rigs.pattern(9, 16)
         with Guard(name):
             assert dm.info(name).suspended

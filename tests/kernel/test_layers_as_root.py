@@ -4,7 +4,6 @@ import io
 import logging
 import os
 import stat
-import struct
 import subprocess
 import tarfile
 import tempfile
@@ -19,12 +18,11 @@ from dmthin.errors import InvalidValue, NoDataSpace
 from dmthin.layers.entry import NO_DATA, Entry, EntryType
 from dmthin.layers.source import open_source
 from dmthin.layers.unpack import Unpacker, unpack
-from tests.unit.test_layers_tar import member, tar
+from tests.support.tars import member, tar
+from tests.support.trees import CAPABILITY
 
 HARDLINK = EntryType.HARDLINK
 
-CAPABILITY = struct.pack("<IIIII", 0x02000001, 1 << 10, 0, 0, 0)
-"""cap_net_bind_service, effective and permitted (struct vfs_cap_data of linux/capability.h)."""
 
 Listing = dict[bytes, tuple[Entry, bytes, tuple[int, int]]]
 

@@ -30,9 +30,8 @@ from dmthin.layers.entry import Entry, EntryType
 from dmthin.layers.job import Job, Verb, parse_report
 from dmthin.layers.tarwriter import TarWriter
 from enginelib.waiting import until
-from tests.kernel.test_layers_as_root import CAPABILITY
-from tests.unit.test_layers_diff import seen
-from tests.unit.test_layers_tar import member, tar
+from tests.support.tars import member, tar
+from tests.support.trees import CAPABILITY, seen
 
 DIRECTORY, SYMLINK, HARDLINK = tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE
 KEPT = sum(1 << number for number in (0, 1, 2, 3, 4, 21, 27, 31))

@@ -3,6 +3,7 @@
 import os
 import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from dmthin.errors import KernelError, NotFound, TimeLimit, Unavailable
 from dmthin.kernel import block, loop, mount
 from dmthin.kernel.loop import LoopDevice
 from dmthin.units import MIB
-from tests.support import rigs
+from tests.support import processes, rigs
 
 
 @pytest.fixture(params=["configure", "pair"])
@@ -189,10 +190,17 @@ def test_eight_processes_get_eight_loops(scratch: Path) -> None:
     for number in range(8):
         block.make_sparse(scratch / f"file-{number}", MIB)
     start_read, start_write = os.pipe()
-    children = [_child_attaching(scratch / f"file-{number}", start_read, start_write) for number in range(8)]
+
+    def attach_with_the_others(path: Path) -> None:
+        """Attach once all are ready, and end: the loop stays, for autoclear is off."""
+        os.close(start_write)
+        os.read(start_read, 1)
+        loop.attach(path)
+
+    children = [processes.start(partial(attach_with_the_others, scratch / f"file-{number}")) for number in range(8)]
     os.close(start_read)
     os.close(start_write)
-    assert [rigs.outcome(pid) for pid in children] == [0] * 8
+    assert [processes.outcome(pid) for pid in children] == [0] * 8
     found = [loop.find(scratch / f"file-{number}") for number in range(8)]
     devices = [device for device in found if device]
     try:
@@ -201,20 +209,6 @@ def test_eight_processes_get_eight_loops(scratch: Path) -> None:
     finally:
         for device in devices:
             device.detach()
-
-
-def _child_attaching(path: Path, start_read: int, start_write: int) -> int:
-    """A process that attaches once all are ready, and ends: its loop stays, for autoclear is off."""
-    pid = os.fork()
-    if pid:
-        return pid
-    try:
-        os.close(start_write)
-        os.read(start_read, 1)
-        loop.attach(path)
-        os._exit(0)
-    finally:
-        os._exit(1)
 
 
 @pytest.mark.usefixtures("_way")

@@ -16,7 +16,7 @@ from dmthin.kernel import block, holders, mount, process
 from dmthin.kernel.devicemapper import Target
 from dmthin.kernel.dmioctl import IoctlDeviceMapper
 from dmthin.units import MIB, SECTOR
-from tests.support import rigs
+from tests.support import processes, rigs
 from tests.support.rigs import Disk
 
 
@@ -121,8 +121,8 @@ def test_mounting_needs_rights(disk: Disk, place: Path) -> None:
         with pytest.raises(NotPermitted):
             mount.unmount(place)
 
-    with rigs.child(try_as_nobody) as pid:
-        assert rigs.outcome(pid) == 0
+    with processes.child(try_as_nobody) as pid:
+        assert processes.outcome(pid) == 0
 
 
 @pytest.mark.parametrize(
@@ -263,7 +263,7 @@ def stopped(action: Callable[[], object]) -> Iterator[int]:
         os.kill(os.getpid(), signal.SIGSTOP)
         del kept
 
-    with rigs.child(act) as pid:
+    with processes.child(act) as pid:
         os.waitpid(pid, os.WUNTRACED)
         yield pid
 

@@ -25,10 +25,10 @@ from dmthin.kernel.dmioctl import IoctlDeviceMapper
 from dmthin.kernel.thin import PoolMode, PoolStatus
 from dmthin.pool import metadata
 from dmthin.store.create import create_store
-from dmthin.store.state.model import Kind, NewVolume, Volume
 from dmthin.store.store import Store
 from dmthin.units import GIB, KIB, METADATA_BLOCK, MIB, TIB
-from tests.support import rigs, thintools
+from tests.support import processes, rigs, thintools
+from tests.support.raw_volumes import again, exhaust, forget_foreign_volumes, raw_volume, sizes, written
 from tests.support.rigs import Disk, Oracle
 from tests.support.stores import SMALL, check_store
 
@@ -42,36 +42,6 @@ def make_disk(dm: IoctlDeviceMapper, scratch: Path) -> Iterator[MakeDisk]:
     """Make disks, for stores that are made after them."""
     with ExitStack() as stack:
         yield lambda name, size: stack.enter_context(rigs.disk(dm, scratch / name, size))
-
-
-def raw_volume(store: Store, name: str, size: int = 64 * MIB) -> tuple[Volume, Path]:
-    """A volume without a file system, and its node."""
-    with store.volumes.making(NewVolume(name, Kind.BASE, size, "ext4", None), activate=True) as volume:
-        pass
-    info = store.volumes.info(volume)
-    assert info is not None
-    return store.ledger.ready(name), Path(info.node)
-
-
-def written(store: Store, name: str = "volume", blocks: int = 20) -> Oracle:
-    """A new volume with something on it."""
-    oracle = Oracle(raw_volume(store, name)[1], 512, random.Random(1))
-    for _ in range(blocks):
-        oracle.write()
-    return oracle
-
-
-def again(store: Store, oracle: Oracle, name: str = "volume") -> None:
-    """The volume, wherever its device is now, still holds what was written; its device goes."""
-    volume = store.ledger.ready(name)
-    oracle.node = Path(store.volumes.activate(volume).node)
-    oracle.verify()
-    store.volumes.deactivate(volume)
-
-
-def sizes(store: Store) -> tuple[int, int]:
-    report = store.pool.status()
-    return report.data_size, report.metadata_size
 
 
 # --- growth on files ------------------------------------------------------------------------------------------------
@@ -139,7 +109,7 @@ def test_growth_is_the_way_out_of_a_full_pool(make_store: MakeStore) -> None:
         with pytest.raises(NoDataSpace):
             raw_volume(store, "another")
         store.pool.extend(data_size=64 * MIB)
-        assert rigs.outcome(pid) == 0
+        assert processes.outcome(pid) == 0
     assert all(rigs.read_block(node, number) == rigs.pattern(9, number) for number in range(257))
     store.volumes.deactivate(volume)
 
@@ -154,19 +124,6 @@ def test_growth_is_the_way_out_of_full_metadata(make_store: MakeStore) -> None:
     forget_foreign_volumes(store)
     raw_volume(store, "another")
     again(store, oracle)
-
-
-def exhaust(store: Store, dm: IoctlDeviceMapper) -> None:
-    """Fill the metadata with volumes that the ledger does not know."""
-    pool = store.lifecycle.pool(store.ledger.store())
-    for device_id in range(1000, 2000):
-        pool.create_thin(device_id)
-
-
-def forget_foreign_volumes(store: Store) -> None:
-    pool = store.lifecycle.pool(store.ledger.store())
-    for device_id in range(1000, 2000):
-        pool.delete(device_id)
 
 
 def test_growth_that_was_killed_is_finished_by_the_next_change(store: Store) -> None:
@@ -539,3 +496,17 @@ def test_a_missing_file_is_named(store: Store) -> None:
     assert loop.find(store.layout.metadata(store.ledger.store()).path) is None
     data.with_name("elsewhere").rename(data)
     again(store, oracle)
+
+
+def test_data_beyond_what_the_metadata_maps_is_refused(make_store: Callable[..., Store], tree: Path) -> None:
+    store = make_store("dm.loopmetadatasize=8M", "dm.basesize=64M")
+    store.images.import_("image", tree)
+    with pytest.raises(InvalidValue, match="metadata"):
+        store.pool.extend(data_size=4 * TIB)
+    report = store.pool.status()
+    assert report.status is not None
+    assert (report.status.mode, report.status.needs_check) == (PoolMode.READ_WRITE, False)
+    assert report.data_size == 4 * GIB
+    store.containers.create("image", "web")
+    store.pool.extend(data_size=8 * GIB)
+    assert store.pool.status().data_size == 8 * GIB

@@ -3,7 +3,9 @@
 import errno
 import itertools
 import random
+import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -25,9 +27,11 @@ from dmthin.kernel.dmioctl import IoctlDeviceMapper
 from dmthin.kernel.dmsetup import Dmsetup
 from dmthin.kernel.thin import PoolMode, ThinStatus
 from dmthin.pool.thinpool import ThinPool
+from dmthin.store.create import create_store
 from dmthin.units import MIB
-from tests.support import rigs, thintools
+from tests.support import processes, rigs, thintools
 from tests.support.rigs import BLOCK, Rig
+from tests.support.stores import kernel_state
 
 ERROR_POLICY = ("skip_block_zeroing", "error_if_no_space")
 _TIMEOUT = Path("/sys/module/dm_thin_pool/parameters/no_space_timeout")
@@ -140,7 +144,7 @@ def test_full_and_queueing_until_it_grows(dm: IoctlDeviceMapper, scratch: Path) 
             assert holds(node, range(16))
             rig.data.grow(32 * BLOCK)
             rig.pool.reload(rig.table())
-            assert rigs.outcome(pid) == 0
+            assert processes.outcome(pid) == 0
         assert rig.pool.require_data_space(10).mode is PoolMode.READ_WRITE
         assert rigs.read_block(node, 16) == rigs.pattern(9, 16)
 
@@ -159,7 +163,7 @@ def test_a_suspend_without_flush_does_not_wait_for_queued_writes(
             assert not implementation.resume(name).suspended
             rig.data.grow(32 * BLOCK)
             rig.pool.reload(rig.table())
-            assert rigs.outcome(pid) == 0
+            assert processes.outcome(pid) == 0
         assert rigs.read_block(node, 16) == rigs.pattern(9, 16)
 
 
@@ -169,7 +173,7 @@ def test_full_and_queueing_until_the_time_is_up(dm: IoctlDeviceMapper, scratch: 
         node = rig.thin(0)
         fill(node, range(16))
         with rigs.writing(node, 16) as pid:
-            assert rigs.outcome(pid) == errno.ENOSPC
+            assert processes.outcome(pid) == errno.ENOSPC
         status = rig.pool.status()
         assert (status.mode, status.no_space_policy) == (PoolMode.OUT_OF_DATA_SPACE, "error_if_no_space")
         rig.data.grow(32 * BLOCK)
@@ -187,7 +191,7 @@ def test_full_until_something_is_discarded(dm: IoctlDeviceMapper, scratch: Path)
         with rigs.writing(oracle.node, 16) as pid:
             rigs.await_mode(rig, PoolMode.OUT_OF_DATA_SPACE)
             oracle.discard(3)
-            assert rigs.outcome(pid) == 0
+            assert processes.outcome(pid) == 0
         oracle.verify()
 
 
@@ -200,7 +204,7 @@ def test_full_until_a_volume_is_deleted(dm: IoctlDeviceMapper, scratch: Path) ->
         with rigs.writing(node, 8) as pid:
             rigs.await_mode(rig, PoolMode.OUT_OF_DATA_SPACE)
             assert rig.pool.delete(1)
-            assert rigs.outcome(pid) == 0
+            assert processes.outcome(pid) == 0
         assert rig.pool.status().mode is PoolMode.READ_WRITE
 
 
@@ -373,3 +377,26 @@ def test_what_is_no_pool(dm: IoctlDeviceMapper, scratch: Path) -> None:
         with pytest.raises(NotFound):
             missing.status()
         missing.deactivate()
+
+
+def test_a_pool_that_needs_a_check_goes_down(dm: IoctlDeviceMapper, scratch: Path) -> None:
+    with rigs.disk(dm, scratch / "metadata-disk", 16 * MIB) as disk:
+        before = kernel_state()
+        options = ("dm.loopdatasize=1G", f"dm.metadatadev={disk.node}", "dm.basesize=64M")
+        with create_store(scratch / "store", options) as store:
+            disk.break_writes()
+            with pytest.raises(DmthinError):
+                store.lifecycle.pool(store.ledger.store()).create_thin(1000)
+            disk.heal()
+            status = store.pool.status().status
+            assert status is not None and status.needs_check
+            try:
+                store.pool.deactivate()
+                assert kernel_state() == before
+                with suppress(DmthinError):
+                    store.pool.activate()
+                store.pool.deactivate()
+                assert kernel_state() == before
+            finally:
+                subprocess.run(["thin_check", "-q", "--clear-needs-check-flag", str(disk.node)], check=False)
+                store.pool.destroy()

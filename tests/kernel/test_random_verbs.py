@@ -1,9 +1,8 @@
 """The whole store against a model: random verbs, some of them by another process, on the real kernel."""
 
-import os
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,8 @@ from dmthin.errors import AlreadyExists, InUse, InvalidValue, NotFound
 from dmthin.store.state.model import Kind
 from dmthin.store.store import Store
 from dmthin.units import MIB
-from tests.support.stores import check_store
+from tests.support import processes
+from tests.support.stores import check_store, with_store
 
 _NAMES = st.sampled_from(["a", "b", "c", "d", "e"])
 _FILES = st.sampled_from(["one", "two", "three"])
@@ -69,17 +69,8 @@ class StoreMachine(RuleBasedStateMachine):
             _expect(action, self.store, error)
             return
         self.store.ledger.close()
-        pid = os.fork()
-        if not pid:
-            try:
-                with Store(self.root) as store:
-                    _expect(action, store, error)
-                os._exit(0)
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                os._exit(1)
-        assert os.waitpid(pid, 0)[1] == 0, "the other process found something else"
+        expect = partial(_expect, action, error=error)
+        assert processes.run(partial(with_store, self.root, expect)) == 0, "the other process found something else"
 
     def _of_kind(self, name: str, kind: Kind) -> Expected | None:
         expected = self.model.get(name)

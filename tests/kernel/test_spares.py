@@ -19,6 +19,7 @@ from dmthin.store.store import Store
 from dmthin.store.volumes import spares
 from dmthin.store.volumes.background import BackgroundQueue
 from dmthin.units import MIB
+from tests.support import processes
 from tests.support.stores import fill
 from tests.support.threads import in_threads
 
@@ -318,18 +319,18 @@ def test_a_process_that_dies_while_an_image_goes_leaves_no_blocks(store: Store, 
         fill(root / "file", 64 * MIB)
     store.snapshots.commit(NAME, "image", "key", {})
     before = store.pool.status()
-    pid = os.fork()
-    if not pid:
-        with Store(store.layout.root) as doomed:
-            doomed.layers.behind = doomed.layers.spares.behind = BackgroundQueue("doomed")
+
+    def remove_all_and_die() -> None:
+        with Store(store.layout.root) as own:
+            own.layers.behind = own.layers.spares.behind = BackgroundQueue("own")
             for key in ("first", "second"):
-                doomed.snapshots.prepare(NAME, key, "image", {})
-            doomed.layers.behind.drain()
+                own.snapshots.prepare(NAME, key, "image", {})
+            own.layers.behind.drain()
             for key in ("first", "second", "image"):
-                doomed.snapshots.remove(NAME, key)
+                own.snapshots.remove(NAME, key)
             os.kill(os.getpid(), signal.SIGKILL)
-    _, status = os.waitpid(pid, 0)
-    assert os.WTERMSIG(status) == signal.SIGKILL
+
+    assert processes.run(remove_all_and_die) == -signal.SIGKILL
     assert all_spares(store)
     store.pool.activate()
     assert not all_spares(store)

@@ -1,16 +1,24 @@
 """The store's verbs on a real pool."""
 
+import io
+import os
+import tarfile
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from dmthin.errors import AlreadyExists, InUse, InvalidValue, NotFound
+from dmthin.kernel import block, mount
 from dmthin.kernel.devicemapper import Target
 from dmthin.kernel.dmioctl import IoctlDeviceMapper
+from dmthin.store.state.model import State
 from dmthin.store.store import Store
-from dmthin.units import MIB
-from tests.support import thintools
+from dmthin.units import GIB, MIB, TIB
+from tests.support import processes, thintools
+from tests.support.processes import start
 from tests.support.stores import fill
 
 
@@ -135,3 +143,102 @@ def test_both_file_systems(make_store: Callable[..., Store], tree: Path, kind: s
     assert (two / "etc/motd").read_text() == "hello\n"
     store.containers.resize("one", 2 << 30)
     fill(one / "bigger", 600 * MIB)
+
+
+def test_a_container_whose_device_is_open_is_not_resized(store: Store, image: str) -> None:
+    container = store.containers.create(image, "machine")
+    info = store.volumes.info(container)
+    assert info is not None
+    ready, go = os.pipe()
+
+    def hold() -> None:
+        with block.opened(Path(info.node), os.O_RDWR):
+            os.write(go, b"x")
+            time.sleep(600)
+
+    with processes.child(hold) as pid:
+        assert os.read(ready, 1) == b"x"
+        with pytest.raises(InUse, match=rf"pid {pid}\b"):
+            store.containers.resize("machine", 512 * MIB)
+        now = store.ledger.ready("machine")
+        assert (now.size, now.state) == (256 * MIB, State.READY)
+        assert mount.of_device(info.dev) == []
+        assert block.size(Path(info.node)) == 256 * MIB
+    os.close(ready)
+    os.close(go)
+    assert store.containers.resize("machine", 512 * MIB).size == 512 * MIB
+
+
+@pytest.mark.parametrize(("size", "words"), [(17 * TIB, "too large for ext4"), (GIB + 1, "multiple of 1K")])
+def test_a_size_that_the_file_system_cannot_have(store: Store, image: str, size: int, words: str) -> None:
+    store.containers.create(image, "web")
+    before = store.ledger.volumes()
+    with pytest.raises(InvalidValue, match=words):
+        store.containers.resize("web", size)
+    with pytest.raises(InvalidValue, match=words):
+        store.containers.create(image, "other", size=size)
+    assert store.ledger.volumes() == before
+
+
+def test_an_import_can_be_seen_by_root_alone(make_store: Callable[..., Store], scratch: Path) -> None:
+    root = scratch / "store"
+    root.mkdir(mode=0o755)
+    root.chmod(0o755)
+    store = make_store()
+    source = scratch / "slow.tar"
+    os.mkfifo(source)
+    failures: list[BaseException] = []
+
+    def import_() -> None:
+        try:
+            store.images.import_("image", source)
+        except BaseException as error:
+            failures.append(error)
+
+    importer = threading.Thread(target=import_)
+    importer.start()
+    with source.open("wb", buffering=0) as pipe:
+        archive = _archive()
+        pipe.write(archive[:4096])
+        entry = _await_work_mount(root)
+        outcome = processes.outcome(start(lambda: _look_as_nobody(Path(entry.target))))
+        pipe.write(archive[4096:])
+    importer.join()
+    assert failures == []
+    assert outcome == 13, "an unprivileged user lists the folder that an image is unpacked into"
+    assert {"nosuid", "nodev"} <= set(entry.options.split(","))
+
+
+def _archive() -> bytes:
+    """A tar of some size: a folder anyone may enter, and a file."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        folder = tarfile.TarInfo(".")
+        folder.type, folder.mode = tarfile.DIRTYPE, 0o755
+        archive.addfile(folder)
+        file = tarfile.TarInfo("file")
+        file.size, file.mode = MIB, 0o4755
+        archive.addfile(file, io.BytesIO(bytes(MIB)))
+    return buffer.getvalue()
+
+
+def _await_work_mount(root: Path) -> mount.Mount:
+    for _ in range(600):
+        # The base is made, and mounted, before the image.
+        if entries := [entry for entry in mount.under(root) if entry.target == str(root / "work/1")]:
+            return entries[0]
+        time.sleep(0.05)
+    raise AssertionError("no image is being filled")
+
+
+def _look_as_nobody(folder: Path) -> None:
+    """End with 13 (EACCES) if an unprivileged user cannot list `folder`. The folders above the store do not matter."""
+    os.chdir(folder.parents[1])
+    os.setgroups([])
+    os.setgid(65534)
+    os.setuid(65534)
+    try:
+        os.listdir("/")
+        os.listdir(f"work/{folder.name}")
+    except OSError as error:
+        os._exit(error.errno or 255)

@@ -20,6 +20,7 @@ from dmthin.store.store import Store
 from dmthin.store.volumes.background import BackgroundQueue
 from dmthin.units import GIB, MIB
 from enginelib.waiting import until
+from tests.support import processes
 from tests.support.threads import in_threads
 
 
@@ -228,16 +229,16 @@ def test_a_daemon_removes_behind_its_caller(store: Store, layer: str, behind: Ba
 
 
 def test_what_a_daemon_that_was_killed_had_before_it_is_done_by_the_next(store: Store, layer: str) -> None:
-    pid = os.fork()
-    if not pid:
-        with Store(store.layout.root) as doomed:
-            doomed.layers.behind = BackgroundQueue("doomed")
-            child(doomed, "web", layer)
-            doomed.layers.acquire(layer)
-            doomed.layers.release(layer)
-            doomed.layers.remove("web")
+    def remove_and_die() -> None:
+        with Store(store.layout.root) as own:
+            own.layers.behind = BackgroundQueue("own")
+            child(own, "web", layer)
+            own.layers.acquire(layer)
+            own.layers.release(layer)
+            own.layers.remove("web")
             os.kill(os.getpid(), signal.SIGKILL)
-    os.waitpid(pid, 0)
+
+    assert processes.run(remove_and_die) == -signal.SIGKILL
     assert len(store.ledger.unfinished()) == 1
     store.layers.deactivate_idle(Kind.IMAGE)
     assert store.volumes.info(store.ledger.ready(layer)) is None

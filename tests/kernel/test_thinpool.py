@@ -18,7 +18,7 @@ from dmthin.pool.guard import Guard
 from dmthin.pool.metadata import Usage
 from dmthin.pool.thinpool import ThinPool
 from dmthin.units import MIB
-from tests.support import rigs
+from tests.support import processes, rigs
 from tests.support.rigs import BLOCK, Rig, active
 
 # --- the pool comes up ----------------------------------------------------------------------------------------------
@@ -240,7 +240,7 @@ def test_snapshots_of_a_mounted_file_system_under_a_writer(
         place.mkdir()
         mount.mount(str(node), place, kind.name)
         try:
-            with rigs.background(Writer(place).write):
+            with processes.background(Writer(place).write):
                 for device_id in range(1, 4):
                     with volume.quiesced():
                         there = names_of(place)

@@ -7,10 +7,8 @@ import itertools
 import mmap
 import os
 import random
-import signal
 import struct
-import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +22,7 @@ from dmthin.pool.thinpool import ThinPool
 from dmthin.pool.volume import ThinVolume
 from dmthin.units import KIB, MIB, SECTOR
 from tests.support import thintools
+from tests.support.processes import background, child
 
 BLOCK = 64 * KIB
 PREFIX = "rig-"
@@ -237,68 +236,6 @@ def stomping(oracle: Oracle) -> Iterator[None]:
         yield
 
 
-@contextmanager
-def background(action: Callable[[], object], last: Callable[[], object] = lambda: None) -> Iterator[int]:
-    """Repeat `action` in a process of its own while the block runs, then do `last` there; it must end well.
-
-    It has done its first round when the block begins. Yields its pid.
-    """
-    begun_read, begun_write = os.pipe()
-    stop_read, stop_write = os.pipe()
-    pid = os.fork()
-    if not pid:
-        try:
-            os.close(stop_write)
-            os.set_blocking(stop_read, False)
-            action()
-            os.write(begun_write, b"x")
-            while not _closed(stop_read):
-                action()
-            last()
-            os._exit(0)
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(1)
-    os.close(stop_read)
-    os.close(begun_write)
-    try:
-        assert os.read(begun_read, 1) == b"x", "the process in the background failed at once"
-        yield pid
-    finally:
-        os.close(begun_read)
-        os.close(stop_write)
-        _, status = os.waitpid(pid, 0)
-    assert status == 0, "the process in the background failed"
-
-
-def _closed(pipe: int) -> bool:
-    try:
-        return os.read(pipe, 1) == b""
-    except BlockingIOError:
-        return False
-
-
-@contextmanager
-def child(action: Callable[[], object]) -> Iterator[int]:
-    """A process that does something once; killed at the end of the block if it still runs. Yields its pid."""
-    pid = os.fork()
-    if not pid:
-        try:
-            action()
-            os._exit(0)
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(1)
-    try:
-        yield pid
-    finally:
-        with suppress(ProcessLookupError, ChildProcessError):
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
-
-
 def writing(node: Path, number: int) -> AbstractContextManager[int]:
     """A process that writes one block, which may have to wait: its outcome is the errno of the write."""
 
@@ -319,11 +256,6 @@ def await_mode(rig: Rig, mode: PoolMode) -> PoolStatus:
             assert events.poll(60), f"the pool is still {status.mode}"
             events.arm()
         return status
-
-
-def outcome(pid: int) -> int:
-    """Wait for a child: its exit status, negative for a signal."""
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 def active(info: DeviceInfo) -> bool:

@@ -3,9 +3,11 @@
 Nothing here is the server's: the client is `enginelib.snapshots`.
 """
 
+import fcntl
 import os
 import re
 import socket
+import struct
 import subprocess
 import sys
 from collections.abc import Collection, Iterator
@@ -144,3 +146,16 @@ def refused(code: Any, match: str = "") -> Iterator[None]:
     assert found is code, f"{found.name}: {text}"
     assert text
     assert re.search(match, text), f"{match!r} is not in: {text}"
+
+
+_SHUTDOWN = 0x8004587D
+"""_IOR('X', 125, __u32) of ext4 and XFS: end as a crash would, the log written first."""
+
+
+def crash(root: Path) -> None:
+    """End a mounted file system as a crash would: its journal holds the last changes."""
+    fd = os.open(root, os.O_RDONLY)
+    try:
+        fcntl.ioctl(fd, _SHUTDOWN, struct.pack("I", 1))
+    finally:
+        os.close(fd)

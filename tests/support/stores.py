@@ -4,10 +4,11 @@ import itertools
 import os
 import subprocess
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from dmthin.errors import NotFound
 from dmthin.kernel import loop, mount
 from dmthin.kernel.dmioctl import IoctlDeviceMapper
 from dmthin.store.state.model import State
@@ -85,3 +86,28 @@ def kernel_state() -> dict[str, list[str]]:
     loops = [str(index) for index in loop.bound()]
     mounts = sorted(f"{entry.target} {entry.fs_type}" for entry in mount.table())
     return {"devices": devices, "loops": loops, "mounts": mounts}
+
+
+MANY_EDGES = 500
+"""More edges than any verb has: reaching it means that the verb never ends."""
+
+
+def with_store(root: Path, run: Callable[[Store], object]) -> None:
+    with Store(root) as store:
+        run(store)
+
+
+def store_exists(root: Path) -> bool:
+    with suppress(NotFound), Store(root) as store:
+        store.pool.activate()
+        return True
+    return False
+
+
+def traces(store: Store) -> list[str]:
+    """What the kernel still has of a store: devices, loops, mounts."""
+    record = store.ledger.store()
+    devices = [name for name in kernel_state()["devices"] if name.startswith(record.prefix)]
+    backings = (store.layout.data(record), store.layout.metadata(record))
+    loops = [f"loop of {backing.path}" for backing in backings if backing.attached_number()]
+    return devices + loops + [entry.target for entry in mount.under(store.layout.root)]

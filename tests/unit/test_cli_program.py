@@ -19,6 +19,7 @@ from dmthin.cli import main
 from dmthin.cli.output import Output
 from dmthin.cli.program import _explain
 from dmthin.cli.signals import ENDING, Interrupted, raised_in_main_thread
+from tests.support.processes import NOBODY, error_output
 
 Run = Callable[..., tuple[int, str, str]]
 HEAVY = ("sh", "psutil", "pyudev", "zstandard", "tarfile", "sqlite3", "dmthin.store.store")
@@ -111,18 +112,14 @@ def test_without_rights_it_says_so() -> None:
         Path(folder).chmod(0o755)
         store = Path(folder, "store")
         store.mkdir(mode=0o000 if os.geteuid() else 0o700)
-        reading, writing = os.pipe()
-        child = os.fork()
-        if not child:
-            os.dup2(writing, 2)
-            sys.stderr = os.fdopen(2, "w", closefd=False)
+
+        def list_as_nobody() -> None:
             if not os.geteuid():
-                os.setresuid(65534, 65534, 65534)
+                os.setresuid(NOBODY, NOBODY, NOBODY)
             os._exit(main(["--root", str(store), "list"]))
-        os.close(writing)
-        with open(reading) as words:
-            said = words.read()
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 8
+
+        status, said = error_output(list_as_nobody)
+    assert status == 8
     assert said.count("\n") == 1
     assert said.endswith(f" {store}/ledger.db: Permission denied: run this as root\n")
 

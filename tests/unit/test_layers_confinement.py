@@ -16,8 +16,8 @@ from dmthin.layers.confine import remove_tree, split
 from dmthin.layers.entry import Entry, EntryType, Reader
 from dmthin.layers.source import open_source
 from dmthin.layers.unpack import Unpacker, unpack
-from tests.unit.test_layers_roundtrip import snapshot
-from tests.unit.test_layers_tar import member, tar
+from tests.support.tars import member, tar
+from tests.support.trees import snapshot
 
 DIRECTORY, SYMLINK, HARDLINK, FIFO = tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE
 

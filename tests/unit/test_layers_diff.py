@@ -17,7 +17,7 @@ from dmthin.layers.stream import ByteStream, RawInput
 from dmthin.layers.tar import TarReader
 from dmthin.layers.tarwriter import TarWriter
 from dmthin.layers.unpack import Unpacker
-from tests.unit.test_layers_roundtrip import build, snapshot
+from tests.support.trees import build, seen, snapshot
 
 ROOT = os.geteuid() == 0
 NAMES = [b"a", b"b", b"c.d", b"\xff", b"n" * 200]
@@ -123,24 +123,6 @@ def apply(archive: bytes, root: str) -> int:
         for entry, data in TarReader(ByteStream(RawInput(io.BytesIO(archive), "diff")), "diff"):
             unpacker.apply(entry, data)
         return unpacker.bytes
-
-
-def seen(top: str) -> dict[bytes, tuple[object, ...]]:
-    """A tree as the law promises it: not which names share an inode, nor the times that a diff need not carry."""
-    found: dict[bytes, tuple[object, ...]] = {}
-    for path, (kind, mode, when, content, _) in snapshot(os.fsencode(top)).items():
-        whole = os.fsencode(top) + path
-        info = os.lstat(whole)
-        xattrs = [
-            (name, os.getxattr(whole, name, follow_symlinks=False))
-            for name in sorted(os.listxattr(whole, follow_symlinks=False))
-        ]
-        if kind == stat.S_IFDIR:
-            when = None
-        found[path] = kind, mode, when, content, info.st_uid, info.st_gid, xattrs
-    root = found.pop(b"")
-    assert root[0] == stat.S_IFDIR
-    return found
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))

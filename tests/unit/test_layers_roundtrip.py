@@ -2,7 +2,6 @@
 
 import io
 import os
-import stat
 import subprocess
 import tarfile
 import tempfile
@@ -15,6 +14,7 @@ from hypothesis import strategies as st
 
 from dmthin.layers.source import open_source
 from dmthin.layers.unpack import Progress, unpack
+from tests.support.trees import build, snapshot
 
 SETTINGS = settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
 
@@ -47,68 +47,6 @@ def _directory(children: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
 
 
 directories = _directory(st.one_of(leaves, _directory(st.one_of(leaves, _directory(leaves)))))
-
-
-def build(top: bytes, tree: Any) -> None:
-    """Make the tree below `top`, which exists; modes leave its owner what tar needs."""
-    linkable: list[bytes] = []
-    settle: list[tuple[bytes, int, int]] = []
-    todo = [(top, tree)]
-    while todo:
-        path, (_, children, mode, when) = todo.pop()
-        settle.append((path, mode | 0o700, when))
-        for name, node in children.items():
-            inner = path + b"/" + name
-            match node:
-                case ("directory", *_):
-                    os.mkdir(inner)
-                    todo.append((inner, node))
-                case ("file", data, mode, when):
-                    Path(os.fsdecode(inner)).write_bytes(data)
-                    settle.append((inner, mode | 0o400, when))
-                    linkable.append(inner)
-                case ("sparse", pieces, mode, when):
-                    with open(inner, "wb") as file:
-                        for hole, length in pieces:
-                            file.seek(hole * 4096, os.SEEK_CUR)
-                            file.write(b"\x5a" * length)
-                        file.truncate(file.tell() + 70_000)
-                    settle.append((inner, mode | 0o400, when))
-                case ("symlink", target, when):
-                    os.symlink(target, inner)
-                    os.utime(inner, ns=(when, when), follow_symlinks=False)
-                case ("hardlink", index) if linkable:
-                    os.link(linkable[index % len(linkable)], inner)
-                case ("fifo", mode, when):
-                    os.mkfifo(inner)
-                    settle.append((inner, mode, when))
-    for path, mode, when in reversed(settle):
-        os.chmod(path, mode)
-        os.utime(path, ns=(when, when))
-
-
-def snapshot(top: bytes, *, whole_seconds: bool = False) -> dict[bytes, tuple[object, ...]]:
-    """All that a user can see of a tree: type, mode, time, content or target, the first name of its inode."""
-    found: dict[bytes, tuple[object, ...]] = {}
-    first: dict[int, bytes] = {}
-    paths = [top]
-    for folder, inner, files in os.walk(top):
-        paths += [os.path.join(folder, name) for name in inner + files]
-    for path in sorted(paths):
-        info = os.lstat(path)
-        content: object = None
-        mode = stat.S_IMODE(info.st_mode)
-        if stat.S_ISREG(info.st_mode):
-            content = Path(os.fsdecode(path)).read_bytes()
-        elif stat.S_ISLNK(info.st_mode):
-            content, mode = os.readlink(path), 0
-        elif stat.S_ISCHR(info.st_mode) or stat.S_ISBLK(info.st_mode):
-            content = info.st_rdev
-        when = info.st_mtime_ns // 10**9 if whole_seconds else info.st_mtime_ns
-        relative = path[len(top) :]
-        name = relative if stat.S_ISDIR(info.st_mode) else first.setdefault(info.st_ino, relative)
-        found[relative] = (stat.S_IFMT(info.st_mode), mode, when, content, name)
-    return found
 
 
 def _gnu(tree: bytes, archive: Path, *options: str) -> None:

@@ -11,7 +11,6 @@ import sys
 import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Literal
 
 import pytest
 import zstandard
@@ -19,12 +18,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dmthin.errors import DmthinError, InvalidValue, NotFound, NotPermitted
-from dmthin.layers.entry import Entry, EntryType, Reader, shown
+from dmthin.layers.entry import Entry, EntryType, shown
 from dmthin.layers.header import Malformed, number, parse_time
 from dmthin.layers.source import open_source
 from dmthin.layers.stream import ByteStream, RawInput
 from dmthin.layers.tar import MAX_EXTENSION
 from dmthin.layers.unpack import unpack
+from tests.support.tars import everything, member, tar
 
 COMPRESSIONS: dict[str, Callable[[bytes], bytes]] = {
     "gzip": gzip.compress,
@@ -32,29 +32,6 @@ COMPRESSIONS: dict[str, Callable[[bytes], bytes]] = {
     "zstd": lambda data: zstandard.ZstdCompressor(write_checksum=True).compress(data),
     "bzip2": bz2.compress,
 }
-
-
-def member(name: str, data: bytes = b"", **fields: object) -> tuple[tarfile.TarInfo, bytes]:
-    info = tarfile.TarInfo(name)
-    info.size = len(data)
-    for key, value in fields.items():
-        setattr(info, key, value)
-    return info, data
-
-
-def tar(*members: tuple[tarfile.TarInfo, bytes], format: Literal[0, 1, 2] = tarfile.PAX_FORMAT) -> bytes:
-    """An archive, without the padding to a full record."""
-    out = b""
-    for info, data in members:
-        out += info.tobuf(format, "utf-8", "surrogateescape") + data + bytes(-len(data) % 512)
-    return out + bytes(1024)
-
-
-def everything(reader: Reader) -> bytes:
-    content = b""
-    while piece := reader.read(100):
-        content += piece
-    return content
 
 
 def entries(data: bytes) -> list[tuple[Entry, bytes]]:

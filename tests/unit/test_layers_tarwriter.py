@@ -16,7 +16,7 @@ from dmthin.layers.entry import Entry, EntryType
 from dmthin.layers.stream import ByteStream, RawInput
 from dmthin.layers.tar import MAX_ID, TarReader
 from dmthin.layers.tarwriter import Output, TarWriter
-from tests.unit.test_layers_tar import everything
+from tests.support.tars import everything
 
 FILE, HARDLINK, SYMLINK = EntryType.FILE, EntryType.HARDLINK, EntryType.SYMLINK
 LARGE = 8 << 30

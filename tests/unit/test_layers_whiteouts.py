@@ -11,7 +11,7 @@ from dmthin.errors import InvalidValue
 from dmthin.layers.entry import Entry, EntryType
 from dmthin.layers.idmap import IdMap, Owners
 from dmthin.layers.unpack import Unpacked, Unpacker, unpack
-from tests.unit.test_layers_tar import member, tar
+from tests.support.tars import member, tar
 
 DIRECTORY, SYMLINK, HARDLINK = tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE
 OPAQUE = ".wh..wh..opq"

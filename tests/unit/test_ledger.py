@@ -18,6 +18,7 @@ from dmthin.store.state.locks import Locks, make_lock_file
 from dmthin.store.state.model import Kind, NewVolume, State, StoreRecord, StoreState, Volume, new_uuid
 from dmthin.store.state.schema import SCHEMA_VERSION
 from enginelib.waiting import until
+from tests.support import processes
 
 
 @pytest.fixture
@@ -229,11 +230,12 @@ def test_a_fork_closes_no_connection_of_another_thread(ledger: Ledger) -> None:
     for thread in threads:
         thread.start()
     until(lambda: len(ledger._connections) == 5)
-    pid = os.fork()
-    if not pid:
-        alive = all(connection.total_changes >= 0 for connection in ledger._connections.values())
-        os._exit(0 if alive and len(ledger._connections) == 5 else 1)
-    _, status = os.waitpid(pid, 0)
+
+    def look() -> None:
+        assert len(ledger._connections) == 5
+        assert all(connection.total_changes >= 0 for connection in ledger._connections.values())
+
+    status = processes.run(look)
     done.set()
     for thread in threads:
         thread.join()

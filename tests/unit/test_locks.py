@@ -1,6 +1,7 @@
 """Locks between threads and processes."""
 
 import os
+import signal
 import threading
 import time
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 
 from dmthin.errors import NotFound
 from dmthin.store.state.locks import Locks, make_lock_file
+from tests.support import processes
 
 
 @pytest.fixture
@@ -30,32 +32,31 @@ def test_a_volume_is_locked_once_even_in_one_process(locks: Locks) -> None:
 
 def test_a_lock_dies_with_its_holder(locks: Locks) -> None:
     ready, go = os.pipe()
-    pid = os.fork()
-    if not pid:
+
+    def hold() -> None:
         locks.volume(1)
         os.write(go, b"x")
-        time.sleep(60)
-        os._exit(0)
-    os.read(ready, 1)
-    assert locks.try_volume(1) is None
-    os.kill(pid, 9)
-    os.waitpid(pid, 0)
+        signal.pause()
+
+    with processes.child(hold):
+        os.read(ready, 1)
+        assert locks.try_volume(1) is None
     assert locks.try_volume(1) is not None
 
 
 def test_a_lock_is_given_back_though_a_child_has_its_descriptor(locks: Locks) -> None:
     lock = locks.volume(1)
     wait, end = os.pipe()
-    pid = os.fork()
-    if not pid:
+
+    def wait_for_the_end() -> None:
         os.close(end)
         os.read(wait, 1)
-        os._exit(0)
-    lock.release()
-    again = locks.try_volume(1)
+
+    with processes.child(wait_for_the_end):
+        lock.release()
+        again = locks.try_volume(1)
     os.close(wait)
     os.close(end)
-    os.waitpid(pid, 0)
     assert again is not None
     again.release()
 

@@ -6,8 +6,8 @@ import re
 import shutil
 import sqlite3
 import subprocess
-import sys
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,6 +18,7 @@ from dmthin.store.state.schema import SCHEMA_VERSION
 from dmthin.store.store import Store
 from dmthin.units import GIB, MIB
 from tests.support.command import COMMAND, Command, picture
+from tests.support.processes import NOBODY, error_output
 
 BAD = [
     (2, "list --storage-opt dm.basesise=10G", r"unknown storage option 'dm\.basesise': did you mean dm\.basesize\?"),
@@ -165,17 +166,13 @@ def test_devices_that_carry_data_are_refused_until_confirmed(fresh: Command, scr
 def test_without_rights(dmthin: Command, store: Store) -> None:
     dmthin.ok("list")
     for words in (["list"], ["container", "mount", "web"], ["pool", "create"]):
-        reading, writing = os.pipe()
-        child = os.fork()
-        if not child:
-            os.dup2(writing, 2)
-            sys.stderr = os.fdopen(2, "w", closefd=False)
-            os.setresuid(65534, 65534, 65534)
+
+        def call_as_nobody(words: list[str]) -> None:
+            os.setresuid(NOBODY, NOBODY, NOBODY)
             os._exit(main(["--root", str(store.layout.root), *words]))
-        os.close(writing)
-        with open(reading) as stream:
-            said = stream.read()
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 8, said
+
+        status, said = error_output(partial(call_as_nobody, words))
+        assert status == 8, said
         assert re.fullmatch(r"dmthin: .*: run this as root\n", said)
 
 

@@ -25,10 +25,9 @@ from dmthin.units import MIB
 from enginelib import snapshots as client
 from enginelib.snapshots import Snapshots
 from enginelib.waiting import until
-from tests.kernel import test_crash_verbs as test_crash
-from tests.kernel.containerd.test_several_snapshotters import crash
-from tests.support.snapshotters import Daemon, collect_garbage, layer, mounted, refused, serving
-from tests.support.stores import check_store, kernel_state, scratch_folder
+from tests.support.processes import run_until_killed
+from tests.support.snapshotters import Daemon, collect_garbage, crash, layer, mounted, refused, serving
+from tests.support.stores import MANY_EDGES, check_store, kernel_state, scratch_folder
 
 UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
 LABELS = {"containerd.io/snapshot/k": "v"}
@@ -237,7 +236,7 @@ def test_killed_anywhere_the_same_call_is_answered(root: Path, call: Call) -> No
         call.prepare(snapshotter)
     while killed:
         edges += 1
-        killed = test_crash._run_until_killed(edges, partial(_run, root, call, edges))
+        killed = run_until_killed(edges, partial(_run, root, call, edges))
         with _snapshotter(root) as snapshotter:
             _what_is_listed_is_there(snapshotter)
             with suppress(*call.done):
@@ -248,7 +247,7 @@ def test_killed_anywhere_the_same_call_is_answered(root: Path, call: Call) -> No
             _collect(snapshotter, "" if call.name == "usage" else "base")
             if killed:
                 call.prepare(snapshotter)
-        assert edges < test_crash._MANY
+        assert edges < MANY_EDGES
     print(f"{call.name}: killed at {edges - 1} edges")
     assert edges > 2, "the call has no durable step"
     for name in ("dmthin", "other"):

@@ -1,8 +1,6 @@
 """Several snapshotters in one daemon: whose snapshots each sees, how large they are, and which layers they lend."""
 
-import fcntl
 import os
-import struct
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +12,17 @@ from dmthin.store.state.model import Kind
 from dmthin.store.store import Store
 from dmthin.units import MIB
 from enginelib.snapshots import Mount, Snapshots
-from tests.support.snapshotters import OPTIONS, Daemon, collect_garbage, device_of, layer, mounted, refused, serving
+from tests.support.snapshotters import (
+    OPTIONS,
+    Daemon,
+    collect_garbage,
+    crash,
+    device_of,
+    layer,
+    mounted,
+    refused,
+    serving,
+)
 from tests.support.stores import scratch_folder
 
 EXISTS = grpc.StatusCode.ALREADY_EXISTS
@@ -26,9 +34,6 @@ NAMES = ("dmthin", "twin", "big", "other", "xfs")
 REFERENCE = "containerd.io/snapshot.ref"
 MAX_SIZE = "containerd.io/snapshot/max-size"
 OWN_SIZE = "containerd.io/snapshot/dmthin.size"
-
-_SHUTDOWN = 0x8004587D
-"""_IOR('X', 125, __u32) of ext4 and XFS: end as a crash would, the log written first."""
 
 
 @pytest.fixture(scope="module")
@@ -226,15 +231,6 @@ def test_a_view_of_what_a_crash_has_left(clients: dict[str, Snapshots], name: st
         client.remove("view")
     with mounted(client.prepare("b", "base"), place) as root:
         assert (root / "file").read_text() == "in the journal"
-
-
-def crash(root: Path) -> None:
-    """End a mounted file system as a crash would: its journal holds the last changes."""
-    fd = os.open(root, os.O_RDONLY)
-    try:
-        fcntl.ioctl(fd, _SHUTDOWN, struct.pack("I", 1))
-    finally:
-        os.close(fd)
 
 
 # --- layers that are here already -----------------------------------------------------------------------------------
