@@ -10,14 +10,20 @@ from pathlib import Path
 
 import pytest
 
-from dmthin.errors import AlreadyExists, DmthinError, Unavailable
+from dmthin.errors import (
+    AlreadyExists,
+    DmthinError,
+    InvalidValue,
+    Unavailable,
+)
 from dmthin.kernel import block, loop
 from dmthin.kernel.dmioctl import IoctlDeviceMapper
 from dmthin.store.create import create_store
 from dmthin.store.store import Store
-from dmthin.units import GIB, MIB
+from dmthin.units import GIB, KIB, MIB
 from tests.support import processes, rigs, thintools
 from tests.support.processes import start
+from tests.support.raw_volumes import again, written
 from tests.support.stores import SMALL
 
 
@@ -107,3 +113,14 @@ def test_a_store_on_a_pool_that_is_down_is_not_destroyed(dm: IoctlDeviceMapper, 
             store.pool.destroy()
         assert not (scratch / "store").exists()
         assert rig.pool.status().transaction_id == 0
+
+
+def test_another_block_size_later_is_an_error_and_the_pool_is_unharmed(store: Store) -> None:
+    oracle = written(store)
+    root = store.layout.root
+    for options in (["dm.blocksize=128K"], ["dm.loopdatasize=8G"], ["dm.datadev=/dev/ubda"]):
+        with pytest.raises(InvalidValue, match=options[0].split("=")[0]):
+            Store(root, options)
+    with Store(root, ["dm.blocksize=64K", "dm.loopdatasize=4096M"]) as same:
+        again(same, oracle)
+    assert store.ledger.store().block_size == 64 * KIB

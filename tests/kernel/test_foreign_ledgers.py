@@ -9,11 +9,18 @@ from pathlib import Path
 
 import pytest
 
-from dmthin.errors import AlreadyExists, DmthinError, NeedsRepair, NotFound
+from dmthin.errors import (
+    AlreadyExists,
+    DmthinError,
+    NeedsRepair,
+    NotFound,
+)
+from dmthin.kernel import process
 from dmthin.store.store import Store
 from dmthin.units import GIB, MIB
 from tests.support import thintools
-from tests.support.stores import kernel_state, traces
+from tests.support.raw_volumes import again, raw_volume, sizes, written
+from tests.support.stores import kernel_state, take_pool_down, traces
 
 Actions = list[tuple[str, Callable[[Store], object]]]
 
@@ -103,3 +110,58 @@ def test_a_copied_store_cannot_touch_the_original(store: Store, image: str, scra
     assert (place / "data").read_text() == "original\n"
     assert {web.device_id, idle.device_id} <= thintools.ids_in(store)
     assert store.layout.data(store.ledger.store()).size() == size
+
+
+@pytest.mark.parametrize("when", ["active", "inactive"])
+def test_a_copied_store_does_not_touch_the_pool_of_the_other(
+    make_store: Callable[..., Store], scratch: Path, when: str
+) -> None:
+    store = make_store()
+    oracle = written(store)
+    if when == "inactive":
+        store.volumes.deactivate(store.ledger.ready("volume"))
+        store.pool.deactivate()
+    store.ledger.close()
+    process.run("cp", "-a", "--sparse=always", str(store.layout.root), str(scratch / "copy"))
+    store = Store(store.layout.root)
+    store.pool.activate()
+    with Store(scratch / "copy") as copy:
+        actions: tuple[Callable[[], object], ...] = (
+            copy.pool.activate,
+            lambda: raw_volume(copy, "mine"),
+            lambda: copy.volumes.remove(copy.ledger.ready("volume")),
+            lambda: copy.pool.extend(data_size=8 * GIB),
+            copy.pool.trim,
+            copy.pool.deactivate,
+            copy.pool.destroy,
+        )
+        for action in actions:
+            with pytest.raises(AlreadyExists, match=f"held by another store, on {store.layout.root}/data"):
+                action()
+    assert sizes(store) == (4 * GIB, 64 * MIB)
+    again(store, oracle)
+    store.close()
+
+
+def test_a_ledger_from_an_old_copy_is_refused(make_store: Callable[..., Store]) -> None:
+    store = make_store()
+    oracle = written(store)
+    store.volumes.deactivate(store.ledger.ready("volume"))
+    store.pool.deactivate()
+    store.ledger.close()
+    ledger = store.layout.ledger
+    old = ledger.read_bytes()
+    for _ in range(2):
+        with Store(store.layout.root) as now:
+            now.pool.activate()
+            now.pool.deactivate()
+    new = ledger.read_bytes()
+    ledger.write_bytes(old)
+    with Store(store.layout.root) as now, pytest.raises(NeedsRepair, match="generation"):
+        now.pool.activate()
+    with Store(store.layout.root) as now, pytest.raises(NeedsRepair, match="generation"):
+        raw_volume(now, "another")
+    take_pool_down(store)
+    store.ledger.close()
+    ledger.write_bytes(new)
+    again(store, oracle)

@@ -8,8 +8,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from dmthin.errors import NotFound
-from dmthin.kernel import loop, mount
+from dmthin.errors import (
+    NotFound,
+)
+from dmthin.kernel import loop, mount, process
 from dmthin.kernel.dmioctl import IoctlDeviceMapper
 from dmthin.store.state.model import State
 from dmthin.store.store import Store
@@ -111,3 +113,29 @@ def traces(store: Store) -> list[str]:
     backings = (store.layout.data(record), store.layout.metadata(record))
     loops = [f"loop of {backing.path}" for backing in backings if backing.attached_number()]
     return devices + loops + [entry.target for entry in mount.under(store.layout.root)]
+
+
+def reboot(store: Store) -> None:
+    """Take away what a reboot takes away, behind the store's back."""
+    record = store.ledger.store()
+    for entry in mount.under(store.layout.root):
+        mount.unmount(Path(entry.target))
+    take_pool_down(store)
+    assert loop.find(store.layout.data(record).path) is None
+
+
+def take_devices_down(store: Store) -> None:
+    """As an administrator who takes the pool down by hand and leaves its loops."""
+    record = store.ledger.store()
+    names = [line.split("\t")[0] for line in process.run("dmsetup", "ls").stdout.splitlines()]
+    ours = [name for name in names if name.startswith(record.prefix)]
+    for name in sorted(ours, key=lambda name: name == record.pool_name):
+        process.run("dmsetup", "remove", name)
+
+
+def take_pool_down(store: Store) -> None:
+    take_devices_down(store)
+    record = store.ledger.store()
+    for backing in (store.layout.data(record), store.layout.metadata(record)):
+        if backing.is_file and (device := loop.find(backing.path)):
+            subprocess.run(["losetup", "--detach", device.node], check=True)
