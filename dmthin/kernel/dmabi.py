@@ -1,23 +1,19 @@
-"""The device-mapper ioctl ABI, linux/dm-ioctl.h: request numbers, the header and the records behind it.
+"""The device-mapper ioctl ABI, linux/dm-ioctl.h: request numbers, the header and the records that follow it.
 
 Only packing and unpacking; nothing here talks to the kernel. Sectors and kernel device numbers stay at this floor.
 """
 
 import os
-import struct
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from enum import IntEnum
+from typing import Annotated, NamedTuple, TypeVar
 
+from dmthin.kernel.cstruct import S32, U32, U64, CStruct, text
 from dmthin.kernel.devicemapper import DeviceInfo, DeviceName, Target, Version
 
-HEADER = struct.Struct("=3I3Ii3IQ128s129s7x")
 HEADER_SIZE = 312
-TARGET_SPEC = struct.Struct("=QQiI16s")
 INTERFACE = (4, 0, 0)
 """What we ask for: the kernel accepts any minor up to its own and answers with its own."""
-
-assert HEADER.size == HEADER_SIZE
 
 
 class Request(IntEnum):
@@ -57,56 +53,36 @@ class Flag:
     DEFERRED_REMOVE = 1 << 17
 
 
-@dataclass(frozen=True, slots=True)
-class Header:
+class Header(NamedTuple):
     """struct dm_ioctl. `event_number` carries udev flags on the way in and the event number on the way out."""
 
-    data_size: int
-    name: bytes = b""
-    uuid: bytes = b""
-    flags: int = 0
-    event_number: int = 0
-    target_count: int = 0
-    open_count: int = 0
-    dev: int = 0
-    data_start: int = HEADER_SIZE
-    version: tuple[int, int, int] = INTERFACE
+    version_major: U32 = INTERFACE[0]
+    version_minor: U32 = INTERFACE[1]
+    version_patch: U32 = INTERFACE[2]
+    data_size: U32 = HEADER_SIZE
+    data_start: U32 = HEADER_SIZE
+    target_count: U32 = 0
+    open_count: S32 = 0
+    flags: U32 = 0
+    event_number: U32 = 0
+    padding: U32 = 0
+    dev: U64 = 0
+    name: Annotated[bytes, "128s"] = b""
+    uuid: Annotated[bytes, "129s"] = b""
+    data: Annotated[bytes, "7s"] = b""
 
     def pack(self) -> bytes:
-        return HEADER.pack(
-            *self.version,
-            self.data_size,
-            self.data_start,
-            self.target_count,
-            self.open_count,
-            self.flags,
-            self.event_number,
-            0,
-            self.dev,
-            self.name,
-            self.uuid,
-        )
+        return _HEADER.pack(self)
 
     @classmethod
     def unpack(cls, buffer: bytes | bytearray) -> "Header":
-        fields = HEADER.unpack_from(buffer)
-        return cls(
-            version=fields[0:3],
-            data_size=fields[3],
-            data_start=fields[4],
-            target_count=fields[5],
-            open_count=fields[6],
-            flags=fields[7],
-            event_number=fields[8],
-            dev=fields[10],
-            name=fields[11].split(b"\0", 1)[0],
-            uuid=fields[12].split(b"\0", 1)[0],
-        )
+        """Return the header at the beginning of a buffer; name and uuid still have the zeros behind them."""
+        return _HEADER.unpack(buffer)
 
     def info(self) -> DeviceInfo:
         return DeviceInfo(
-            name=os.fsdecode(self.name),
-            uuid=os.fsdecode(self.uuid),
+            name=os.fsdecode(text(self.name)),
+            uuid=os.fsdecode(text(self.uuid)),
             dev=_decode_dev(self.dev),
             open_count=self.open_count,
             event_number=self.event_number,
@@ -119,60 +95,103 @@ class Header:
         )
 
 
+_HEADER = CStruct("=", Header)
+assert _HEADER.size == HEADER_SIZE
+
+
+class TargetSpec(NamedTuple):
+    """struct dm_target_spec, which the target's parameters follow. `next` leads to the next one, in bytes."""
+
+    start: U64
+    length: U64
+    status: S32
+    next: U32
+    type: Annotated[bytes, "16s"]
+
+
+class TargetMessage(NamedTuple):
+    """struct dm_target_msg, which the text of a message follows; the sector names the target."""
+
+    sector: U64
+
+
+class NameEntry(NamedTuple):
+    """struct dm_name_list, which the name follows. `next` leads to the next one; 0 in the last."""
+
+    dev: U64
+    next: U32
+
+
+class VersionEntry(NamedTuple):
+    """struct dm_target_versions, which the name follows. `next` leads to the next one; 0 in the last."""
+
+    next: U32
+    major: U32
+    minor: U32
+    patch: U32
+
+
+_TARGET_SPEC = CStruct("=", TargetSpec)
+_TARGET_MESSAGE = CStruct("=", TargetMessage)
+_NAME_ENTRY = CStruct("=", NameEntry)
+_VERSION_ENTRY = CStruct("=", VersionEntry)
+
+
 def pack_table(table: Sequence[Target]) -> bytes:
-    """The payload of TABLE_LOAD: each spec's `next` is its own length, padding to 8 bytes included."""
+    """Return the payload of TABLE_LOAD. Here `next` is a target's own length, padding to 8 bytes included."""
     packed = bytearray()
     for target in table:
         parameters = os.fsencode(target.text) + b"\0"
         parameters += b"\0" * (-len(parameters) % 8)
-        size = TARGET_SPEC.size + len(parameters)
-        packed += TARGET_SPEC.pack(target.start, target.length, 0, size, target.type.encode()) + parameters
+        spec = TargetSpec(target.start, target.length, 0, _TARGET_SPEC.size + len(parameters), target.type.encode())
+        packed += _TARGET_SPEC.pack(spec) + parameters
     return bytes(packed)
 
 
 def unpack_targets(buffer: bytes | bytearray, header: Header) -> Iterator[Target]:
-    """The targets of a TABLE_STATUS reply: here `next` counts from the first spec."""
+    """Yield the targets of a TABLE_STATUS reply. Here `next` counts from the first target."""
     at = header.data_start
     for _ in range(header.target_count):
-        start, length, _status, following, kind = TARGET_SPEC.unpack_from(buffer, at)
-        text = _string(buffer, at + TARGET_SPEC.size)
-        yield Target(start, length, kind.split(b"\0", 1)[0].decode(), text)
-        at = header.data_start + following
+        spec = _TARGET_SPEC.unpack(buffer, at)
+        yield Target(spec.start, spec.length, text(spec.type).decode(), _string(buffer, at + _TARGET_SPEC.size))
+        at = header.data_start + spec.next
 
 
-def pack_message(text: str, sector: int) -> bytes:
-    """struct dm_target_msg: the sector that names the target, then the text."""
-    return struct.pack("=Q", sector) + os.fsencode(text) + b"\0"
+def pack_message(words: str, sector: int) -> bytes:
+    """Return the payload of TARGET_MSG."""
+    return _TARGET_MESSAGE.pack(TargetMessage(sector)) + os.fsencode(words) + b"\0"
 
 
 def unpack_devices(buffer: bytes | bytearray, header: Header) -> Iterator[DeviceName]:
-    """The records of a LIST_DEVICES reply; an empty list is one record of device 0."""
-    for at in _chain(buffer, header, offset=8):
-        (dev,) = struct.unpack_from("=Q", buffer, at)
-        if dev:
-            yield DeviceName(_string(buffer, at + 12), _decode_dev(dev))
+    """Yield the devices of a LIST_DEVICES reply, in which one entry of device 0 stands for an empty list."""
+    for at, entry in _chain(_NAME_ENTRY, buffer, header):
+        if entry.dev:
+            yield DeviceName(_string(buffer, at + _NAME_ENTRY.size), _decode_dev(entry.dev))
 
 
 def unpack_versions(buffer: bytes | bytearray, header: Header) -> Iterator[tuple[str, Version]]:
-    """The records of a LIST_VERSIONS reply."""
-    for at in _chain(buffer, header, offset=0):
-        yield _string(buffer, at + 16), Version(*struct.unpack_from("=3I", buffer, at + 4))
+    """Yield the targets of a LIST_VERSIONS reply."""
+    for at, entry in _chain(_VERSION_ENTRY, buffer, header):
+        yield _string(buffer, at + _VERSION_ENTRY.size), Version(entry.major, entry.minor, entry.patch)
 
 
 def unpack_answer(buffer: bytes | bytearray, header: Header) -> str:
-    """The answer to a message, empty unless the target gave one."""
+    """Return the answer to a message, empty unless the target gave one."""
     return _string(buffer, header.data_start) if header.flags & Flag.DATA_OUT else ""
 
 
-def _chain(buffer: bytes | bytearray, header: Header, *, offset: int) -> Iterator[int]:
-    """Where each record begins; the u32 at `offset` in a record is the distance to the next one, 0 in the last."""
+_Entry = TypeVar("_Entry", NameEntry, VersionEntry)
+
+
+def _chain(kind: CStruct[_Entry], buffer: bytes | bytearray, header: Header) -> Iterator[tuple[int, _Entry]]:
+    """Yield each entry of a list and where it begins, up to the one without a next."""
     at = header.data_start
-    while at + offset + 4 <= min(header.data_size, len(buffer)):
-        yield at
-        (distance,) = struct.unpack_from("=I", buffer, at + offset)
-        if not distance:
+    while at + kind.size <= min(header.data_size, len(buffer)):
+        entry = kind.unpack(buffer, at)
+        yield at, entry
+        if not entry.next:
             return
-        at += distance
+        at += entry.next
 
 
 def _string(buffer: bytes | bytearray, at: int) -> str:
@@ -181,5 +200,5 @@ def _string(buffer: bytes | bytearray, at: int) -> str:
 
 
 def _decode_dev(dev: int) -> int:
-    """The kernel's huge_encode_dev number as an `os.makedev` number."""
+    """Return the kernel's huge_encode_dev number as an `os.makedev` number."""
     return os.makedev(dev >> 8 & 0xFFF, dev & 0xFF | dev >> 12 & 0xFFF00)

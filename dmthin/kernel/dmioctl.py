@@ -61,7 +61,7 @@ class IoctlDeviceMapper:
 
     def version(self) -> Version:
         header, _ = self._call(Request.VERSION, "version")
-        return Version(*header.version)
+        return Version(header.version_major, header.version_minor, header.version_patch)
 
     def target_versions(self) -> dict[str, Version]:
         header, buffer = self._call(Request.LIST_VERSIONS, "list targets")
@@ -163,7 +163,14 @@ class IoctlDeviceMapper:
         raw_name = check_name(name).encode() if request in _BY_NAME else b""
         size = max(_BUFFER, dmabi.HEADER_SIZE + len(payload))
         while True:
-            asked = Header(size, raw_name, check_uuid(uuid).encode(), flags, event, target_count)
+            asked = Header(
+                data_size=size,
+                name=raw_name,
+                uuid=check_uuid(uuid).encode(),
+                flags=flags,
+                event_number=event,
+                target_count=target_count,
+            )
             buffer = bytearray(asked.pack() + payload)
             buffer += bytes(size - len(buffer))
             self._ioctl(request, buffer, doing, name)

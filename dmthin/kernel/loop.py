@@ -8,15 +8,16 @@ is taken down.
 import errno
 import fcntl
 import os
-import struct
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, NamedTuple
 
 from dmthin.errors import NotFound, TimeLimit, Unavailable
 from dmthin.failpoint import step
+from dmthin.kernel.cstruct import U32, U64, CStruct
 from dmthin.os_errors import LOOP, LOOP_CONTROL, LOOP_NODE, os_failure
 
 _CONTROL = "/dev/loop-control"
@@ -33,14 +34,42 @@ _CONFIGURE = 0x4C0A
 _FLAG_READ_ONLY = 1
 _FLAG_DIRECT_IO = 16
 
-_INFO = struct.Struct("=QQQQQIIII64s64s32s2Q")
-"""struct loop_info64: device, inode, rdevice, offset, sizelimit, number, encrypt type and key size, flags, ..."""
-_CONFIG = struct.Struct(f"=II{_INFO.size}s64x")
+_NAME_SIZE = 64
 _ATTEMPTS = 64
 _DETACH_SECONDS = 5.0
 
-assert _INFO.size == 232
-assert _CONFIG.size == 304
+
+class _Info(NamedTuple):
+    """struct loop_info64. `file_name` is for people only; device and inode are those of the file."""
+
+    device: U64 = 0
+    inode: U64 = 0
+    rdevice: U64 = 0
+    offset: U64 = 0
+    size_limit: U64 = 0
+    number: U32 = 0
+    encrypt_type: U32 = 0
+    encrypt_key_size: U32 = 0
+    flags: U32 = 0
+    file_name: Annotated[bytes, "64s"] = b""
+    crypt_name: Annotated[bytes, "64s"] = b""
+    encrypt_key: Annotated[bytes, "32s"] = b""
+    init_0: U64 = 0
+    init_1: U64 = 0
+
+
+class _Config(NamedTuple):
+    """struct loop_config. `block_size` 0 is that of the file system."""
+
+    fd: U32
+    block_size: U32
+    info: Annotated[bytes, "232s"]
+    reserved: Annotated[bytes, "64s"] = b""
+
+
+_INFO = CStruct("=", _Info)
+_CONFIG = CStruct("=", _Config)
+assert (_INFO.size, _CONFIG.size) == (232, 304)
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +185,7 @@ def _configure(fd: int, file: int, name: str, *, read_only: bool, direct_io: boo
     """Bind by one ioctl (5.8) or by the older pair. False: another process took this loop first."""
     flags = (_FLAG_READ_ONLY if read_only else 0) | (_FLAG_DIRECT_IO if direct_io else 0)
     try:
-        fcntl.ioctl(fd, _CONFIGURE, _CONFIG.pack(file, 0, _pack_info(flags, name)))
+        fcntl.ioctl(fd, _CONFIGURE, _CONFIG.pack(_Config(file, 0, _pack_info(flags, name))))
     except OSError as error:
         if error.errno == errno.EBUSY:
             return False
@@ -185,7 +214,7 @@ def _configure_by_pair(fd: int, file: int, name: str, *, direct_io: bool) -> boo
 
 
 def _pack_info(flags: int, name: str) -> bytes:
-    return _INFO.pack(0, 0, 0, 0, 0, 0, 0, 0, flags, os.fsencode(name)[:63], b"", b"", 0, 0)
+    return _INFO.pack(_Info(flags=flags, file_name=os.fsencode(name)[: _NAME_SIZE - 1]))
 
 
 def _backing(fd: int) -> tuple[int, int] | None:
@@ -194,13 +223,12 @@ def _backing(fd: int) -> tuple[int, int] | None:
     GET_STATUS64 gives the device as huge_encode_dev does, the form of `st_dev` too.
     """
     try:
-        info = fcntl.ioctl(fd, _GET_STATUS64, bytes(_INFO.size))
+        info = _INFO.unpack(fcntl.ioctl(fd, _GET_STATUS64, bytes(_INFO.size)))
     except OSError as error:
         if error.errno == errno.ENXIO:
             return None
         raise os_failure(error, "ask a loop for its file", LOOP) from None
-    device, inode, *_ = _INFO.unpack(info)
-    return device, inode
+    return info.device, info.inode
 
 
 def _free_index() -> int:

@@ -8,28 +8,94 @@ is suspended: a suspend commits, and nothing is allocated until the resume.
 import mmap
 import os
 import re
-import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, NamedTuple
 
 from dmthin.errors import NeedsRepair
 from dmthin.kernel import block
+from dmthin.kernel.cstruct import U32, U64, CStruct
 from dmthin.os_errors import os_failure
 from dmthin.units import METADATA_BLOCK
 
 ENTRIES_PER_BITMAP = (METADATA_BLOCK - 16) * 4
 """Data blocks that one bitmap block tells of: two bits for each."""
 
-_SUPERBLOCK_MAGIC = 27022010
+_MAGIC = 27022010
 _BTREE_SALT = 121107
 _BITMAP_SALT = 240779
 _SUPERBLOCK_SALT = 160774
-_NODE = struct.Struct("<IIQIIII")
 _INTERNAL = 1
-_INDEX_ENTRY = struct.Struct("<QII")
 _USED = tuple(bytes(byte >> shift & 3 for shift in (0, 2, 4, 6)) for byte in range(256))
 """The four entries of a byte of a bitmap, one to a byte; 0 is free."""
+
+
+class _Superblock(NamedTuple):
+    """struct thin_disk_superblock, up to where its fields are of use here."""
+
+    checksum: U32
+    flags: U32
+    block: U64
+    uuid: Annotated[bytes, "16s"]
+    magic: U64
+    version: U32
+    time: U32
+    transaction_id: U64
+    held_root: U64
+    data_space_map_root: Annotated[bytes, "128s"]
+    metadata_space_map_root: Annotated[bytes, "128s"]
+    data_mapping_root: U64
+    device_details_root: U64
+    data_block_sectors: U32
+    metadata_block_sectors: U32
+    metadata_blocks: U64
+
+
+class _SpaceMapRoot(NamedTuple):
+    """struct disk_sm_root."""
+
+    blocks: U64
+    allocated: U64
+    bitmap_root: U64
+    ref_count_root: U64
+
+
+class _NodeHeader(NamedTuple):
+    """struct node_header of a btree, which `max_entries` keys of 8 bytes follow and then as many values."""
+
+    checksum: U32
+    flags: U32
+    block: U64
+    entries: U32
+    max_entries: U32
+    value_size: U32
+    padding: U32
+
+
+class _BlockHeader(NamedTuple):
+    """What all kinds of metadata blocks begin with: their checksum and their own number."""
+
+    checksum: U32
+    flags: U32
+    block: U64
+
+
+class _IndexEntry(NamedTuple):
+    """struct disk_index_entry: a bitmap, of which 16 bytes are its header."""
+
+    block: U64
+    free: U32
+    none_free_before: U32
+
+
+_SUPERBLOCK = CStruct("<", _Superblock)
+_ROOT = CStruct("<", _SpaceMapRoot)
+_NODE = CStruct("<", _NodeHeader)
+_HEADER = CStruct("<", _BlockHeader)
+_INDEX_ENTRY = CStruct("<", _IndexEntry)
+_KEY = 8
+"""Bytes of a key."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +109,7 @@ class Index:
 def is_metadata(path: Path) -> bool:
     """Whether a device or file begins with a thin-pool superblock."""
     head = block.read(path, METADATA_BLOCK)
-    return len(head) == METADATA_BLOCK and struct.unpack_from("<Q", head, 32)[0] == _SUPERBLOCK_MAGIC
+    return len(head) == METADATA_BLOCK and _SUPERBLOCK.unpack(head).magic == _MAGIC
 
 
 class SpaceMap:
@@ -69,37 +135,40 @@ class SpaceMap:
 
     def index(self) -> Index:
         """The place of every bitmap, from the superblock on."""
-        superblock = self._read(0, _SUPERBLOCK_SALT)
-        (magic,) = struct.unpack_from("<Q", superblock, 32)
-        if magic != _SUPERBLOCK_MAGIC:
+        superblock = _SUPERBLOCK.unpack(self._read(0, _SUPERBLOCK_SALT))
+        if superblock.magic != _MAGIC:
             raise NeedsRepair(f"{self._path} holds no thin-pool metadata")
-        data_blocks, _allocated, bitmap_root, _ref_counts = struct.unpack_from("<4Q", superblock, 64)
-        places = [_INDEX_ENTRY.unpack(value)[0] for _key, value in self._leaves(bitmap_root, _INDEX_ENTRY.size)]
-        return Index(data_blocks, tuple(places))
+        root = _ROOT.unpack(superblock.data_space_map_root)
+        entries = (_INDEX_ENTRY.unpack(value) for value in self._values(root.bitmap_root, _INDEX_ENTRY.size))
+        return Index(root.blocks, tuple(entry.block for entry in entries))
 
     def free_ranges(self, index: Index, number: int, at_least: int) -> Iterator[tuple[int, int]]:
         """The runs of free data blocks (first, count) in one bitmap, of `at_least` blocks or more, as it is now."""
-        bits = self._read(index.bitmaps[number], _BITMAP_SALT)[16:]
+        bits = self._read(index.bitmaps[number], _BITMAP_SALT)[_HEADER.size :]
         first = number * ENTRIES_PER_BITMAP
         used = b"".join(map(_USED.__getitem__, bits))[: max(0, index.data_blocks - first)]
         for run in re.finditer(rb"\x00{%d,}" % max(at_least, 1), used):
             yield first + run.start(), run.end() - run.start()
 
-    def _leaves(self, block: int, value_size: int) -> Iterator[tuple[int, bytes]]:
-        """Keys and values of a btree, in order."""
+    def _values(self, block: int, value_size: int) -> Iterator[bytes]:
+        """Yield the values of a btree in the order of their keys."""
         node = self._read(block, _BTREE_SALT)
-        _csum, flags, _number, count, most, size, _pad = _NODE.unpack_from(node)
-        expected = 8 if flags & _INTERNAL else value_size
-        if count > most or size != expected or _NODE.size + most * (8 + size) > METADATA_BLOCK:
+        header = _NODE.unpack(node)
+        is_internal = bool(header.flags & _INTERNAL)
+        size = header.value_size
+        values = _NODE.size + _KEY * header.max_entries
+        if (
+            header.entries > header.max_entries
+            or size != (_KEY if is_internal else value_size)
+            or values + size * header.max_entries > METADATA_BLOCK
+        ):
             raise NeedsRepair(f"{self._path}: metadata block {block} is damaged")
-        values = _NODE.size + 8 * most
-        for entry in range(count):
-            (key,) = struct.unpack_from("<Q", node, _NODE.size + 8 * entry)
-            value = node[values + size * entry : values + size * (entry + 1)]
-            if flags & _INTERNAL:
-                yield from self._leaves(int.from_bytes(value, "little"), value_size)
+        for at in range(values, values + size * header.entries, size):
+            value = node[at : at + size]
+            if is_internal:
+                yield from self._values(int.from_bytes(value, "little"), value_size)
             else:
-                yield key, value
+                yield value
 
     def _read(self, block: int, salt: int) -> bytes:
         """One metadata block, verified by its checksum and by the position that it carries."""
@@ -108,9 +177,8 @@ class SpaceMap:
         except OSError as error:
             raise os_failure(error, f"read {self._path}") from None
         data = self._page[:METADATA_BLOCK]
-        (checksum,) = struct.unpack_from("<I", data)
-        (position,) = struct.unpack_from("<Q", data, 8)
-        if got != METADATA_BLOCK or position != block or _crc32c(data[4:]) ^ salt != checksum:
+        header = _HEADER.unpack(data)
+        if got != METADATA_BLOCK or header.block != block or _crc32c(data[4:]) ^ salt != header.checksum:
             raise NeedsRepair(f"{self._path}: metadata block {block} is damaged", hint="run thin_check on it")
         return data
 

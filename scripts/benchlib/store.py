@@ -127,7 +127,7 @@ class RawPool:
         """Pack the buffers of one round."""
 
         def packed(name: str, payload: bytes = b"", *, flags: int = 0, event: int = 0, targets: int = 0) -> bytearray:
-            header = Header(1024, name.encode(), flags=flags, event_number=event, target_count=targets)
+            header = Header(data_size=1024, name=name.encode(), flags=flags, event_number=event, target_count=targets)
             return bytearray((header.pack() + payload).ljust(header.data_size, b"\0"))
 
         table = dmabi.pack_table([ThinTable(self.origin.size, self.number, self.device_id).target()])

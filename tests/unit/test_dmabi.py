@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from dmthin.errors import InvalidValue
 from dmthin.kernel import dmabi
+from dmthin.kernel.cstruct import text
 from dmthin.kernel.devicemapper import DeviceName, Target, Version, check_name, check_uuid
 from dmthin.kernel.dmabi import HEADER_SIZE, Flag, Header, Request
 
@@ -38,17 +39,30 @@ def test_request_codes_are_those_of_the_kernels_header() -> None:
 def test_a_header_reads_back(
     name: bytes, uuid: bytes, flags: int, event: int, dev: int, count: int, open_count: int
 ) -> None:
-    header = Header(1024, name, uuid, flags, event, count, open_count, dev)
+    header = Header(
+        data_size=1024,
+        name=name,
+        uuid=uuid,
+        flags=flags,
+        event_number=event,
+        target_count=count,
+        open_count=open_count,
+        dev=dev,
+    )
     packed = header.pack()
     assert len(packed) == HEADER_SIZE
-    assert Header.unpack(packed) == header
+    found = Header.unpack(packed)
+    assert found._replace(name=text(found.name), uuid=text(found.uuid), data=b"") == header
     assert struct.unpack_from("=3I", packed) == (4, 0, 0)
     assert struct.unpack_from("=Q", packed, 40) == (dev,)
 
 
 def test_what_a_header_says_of_a_device() -> None:
     flags = Flag.SUSPEND | Flag.INACTIVE_PRESENT | Flag.DEFERRED_REMOVE
-    info = Header(312, b"name", b"uuid", flags, 5, 2, 3, dev=0x0010_FE01).info()
+    header = Header(
+        name=b"name\0old", uuid=b"uuid\0", flags=flags, event_number=5, target_count=2, open_count=3, dev=0x0010_FE01
+    )
+    info = header.info()
     assert (info.name, info.uuid, info.event_number, info.target_count, info.open_count) == ("name", "uuid", 5, 2, 3)
     assert (info.suspended, info.inactive_table, info.deferred_remove) == (True, True, True)
     assert (info.live_table, info.read_only) == (False, False)
@@ -58,7 +72,7 @@ def test_what_a_header_says_of_a_device() -> None:
 @given(major=st.integers(0, 4095), minor=st.integers(0, (1 << 20) - 1))
 def test_the_kernels_device_numbers(major: int, minor: int) -> None:
     encoded = minor & 0xFF | major << 8 | (minor & ~0xFF) << 12
-    assert Header(312, dev=encoded).info().dev == os.makedev(major, minor)
+    assert Header(dev=encoded).info().dev == os.makedev(major, minor)
 
 
 @given(TARGETS)
@@ -85,13 +99,13 @@ def test_a_status_reply_counts_from_the_first_record(table: list[Target]) -> Non
         at += size
         records += struct.pack("=QQiI16s", target.start, target.length, 0, at, target.type.encode()) + text
         records += bytes(at - len(records))
-    header = Header(HEADER_SIZE + len(records), target_count=len(table))
+    header = Header(data_size=HEADER_SIZE + len(records), target_count=len(table))
     assert list(dmabi.unpack_targets(header.pack() + records, header)) == table
 
 
 def test_a_list_of_devices() -> None:
     records = _device(0xFE00, "first", 40) + _device(0xFE01, "second with a longer name", 0)
-    header = Header(HEADER_SIZE + len(records))
+    header = Header(data_size=HEADER_SIZE + len(records))
     assert list(dmabi.unpack_devices(header.pack() + records, header)) == [
         DeviceName("first", os.makedev(254, 0)),
         DeviceName("second with a longer name", os.makedev(254, 1)),
@@ -100,9 +114,9 @@ def test_a_list_of_devices() -> None:
 
 def test_an_empty_list_of_devices_is_one_record_of_nothing() -> None:
     records = _device(0, "", 0)
-    header = Header(HEADER_SIZE + len(records))
+    header = Header(data_size=HEADER_SIZE + len(records))
     assert list(dmabi.unpack_devices(header.pack() + records, header)) == []
-    assert list(dmabi.unpack_devices(header.pack(), Header(HEADER_SIZE))) == []
+    assert list(dmabi.unpack_devices(header.pack(), Header(data_size=HEADER_SIZE))) == []
 
 
 def _device(dev: int, name: str, distance: int) -> bytes:
@@ -113,7 +127,7 @@ def _device(dev: int, name: str, distance: int) -> bytes:
 def test_a_list_of_targets() -> None:
     first = struct.pack("=4I", 32, 1, 22, 0) + b"thin-pool\0"
     records = first + bytes(32 - len(first)) + struct.pack("=4I", 0, 1, 4, 2) + b"linear\0"
-    header = Header(HEADER_SIZE + len(records))
+    header = Header(data_size=HEADER_SIZE + len(records))
     found = list(dmabi.unpack_versions(header.pack() + records, header))
     assert found == [("thin-pool", Version(1, 22, 0)), ("linear", Version(1, 4, 2))]
     assert str(found[0][1]) == "1.22.0"
@@ -123,7 +137,7 @@ def test_the_answer_to_a_message_counts_only_where_there_is_one() -> None:
     asked = dmabi.pack_message("create_thin 1", 7)
     assert asked == struct.pack("=Q", 7) + b"create_thin 1\0"
     for flags, answer in ((0, ""), (Flag.DATA_OUT, "0: 1+2")):
-        header = Header(1024, flags=flags)
+        header = Header(data_size=1024, flags=flags)
         assert dmabi.unpack_answer(header.pack() + b"0: 1+2\0rest", header) == answer
 
 
