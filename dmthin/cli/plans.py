@@ -120,7 +120,7 @@ def image_import(store: Store, name: str, source: str, size: int | None) -> list
         lines += [
             _message(record, f"create_thin {number}"),
             _create(record, number, size),
-            _shell(*kind.mkfs, *arguments, _node(record, number)),
+            _shell(*kind.make_command(_node(record, number), arguments)),
             _remove(record, number),
         ]
         number += 1
@@ -153,7 +153,11 @@ def container_create(store: Store, image: str, name: str, size: int | None) -> l
     if size > parent.size:
         place = store.layout.work_point(number)
         kind, node = filesystem.by_name(parent.file_system), _node(record, number)
-        lines += [*_mounting(store, kind, node, place), _growing(kind, node, place), _shell("umount", place)]
+        lines += [
+            *_mounting(store, kind, node, place),
+            _shell(*kind.grow_command(node, place)),
+            _shell("umount", place),
+        ]
     return lines
 
 
@@ -200,9 +204,9 @@ def container_resize(store: Store, name: str, size: int) -> list[str]:
         lines += [_dmsetup(load_arguments(device, [table])), f"dmsetup resume {device}"]
     node = view.device or _node(record, view.device_id)
     if view.mounts:
-        return [*lines, _growing(kind, node, Path(view.mounts[-1]))]
+        return [*lines, _shell(*kind.grow_command(node, Path(view.mounts[-1])))]
     place = store.layout.work_point(view.device_id)
-    lines += [*_mounting(store, kind, node, place), _growing(kind, node, place), _shell("umount", place)]
+    lines += [*_mounting(store, kind, node, place), _shell(*kind.grow_command(node, place)), _shell("umount", place)]
     return [*lines, f"dmsetup remove {device}"]
 
 
@@ -275,10 +279,6 @@ def _mounting(store: Store, kind: FileSystem, node: str, place: Path) -> list[st
     options = filesystem.join_options(kind.mount_options, store.options.mount_options)
     with_options = ("-o", options) if options else ()
     return [_shell("mkdir", "-p", place), _shell("mount", "-t", kind.name, *with_options, node, place)]
-
-
-def _growing(kind: FileSystem, node: str, place: Path) -> str:
-    return _shell("xfs_growfs", "-d", place) if kind is filesystem.XFS else _shell("resize2fs", node)
 
 
 def _table(record: StoreRecord, number: int, size: int) -> ThinTable:

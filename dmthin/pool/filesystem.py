@@ -1,60 +1,52 @@
-"""The file systems that volumes carry: making, mounting, growing. ext4(5), mkfs.ext4(8), mkfs.xfs(8)."""
+"""The file systems that volumes carry: ext4 and XFS. ext4(5), mkfs.ext4(8), resize2fs(8), xfs(5), mkfs.xfs(8)."""
 
-import struct
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, ClassVar, NamedTuple
 
-from dmthin.errors import InvalidValue, KernelError
+from dmthin.errors import InvalidValue
 from dmthin.failpoint import step
 from dmthin.kernel import block, process
+from dmthin.kernel.cstruct import U64, CStruct
+from dmthin.os_errors import RIGHTS, os_failure
 from dmthin.units import KIB, MIB, TIB, format_exact
 
 _MKFS_SECONDS = 600.0
 _GROW_SECONDS = 600.0
 
 
-@dataclass(frozen=True, slots=True)
-class FileSystem:
-    """How one kind of file system is made, mounted and grown on a thin volume.
+class FileSystem(ABC):
+    """One kind of file system, and how it is made, mounted and grown on a thin volume."""
 
-    `mount_options` go before the user's. A size in bytes below `min_size` is refused by mkfs, one above `max_size` by
-    the tools that grow it. `own_inodes` are in use when it is empty.
-    """
+    name: ClassVar[str]
+    mount_options: ClassVar[str] = ""
+    """Options of every mount of it; the user's come after them."""
 
-    name: str
-    mkfs: tuple[str, ...]
-    mount_options: str
-    min_size: int
-    max_size: int
-    own_inodes: int
+    min_size: ClassVar[int]
+    """Bytes; mkfs refuses less."""
+
+    max_size: ClassVar[int]
+    """Bytes; the program that grows it refuses more."""
+
+    own_inodes: ClassVar[int]
+    """Inodes that are in use in an empty one."""
 
     def make(self, node: str, arguments: Sequence[str]) -> None:
-        """Run mkfs on a block device. The user's arguments come last, so that they win; ext4's -E are put together."""
+        """Make it on a block device, with the user's arguments of mkfs. Raise ToolFailed, TimeLimit, Unavailable."""
         with step(f"mkfs {node}"):
-            process.run(*_merged([*self.mkfs, *arguments]), node, timeout=_MKFS_SECONDS)
+            process.run(*self.make_command(node, arguments), timeout=_MKFS_SECONDS)
 
     def grow(self, node: str, mount_point: Path) -> None:
-        """Let a mounted file system fill its device. Fine if it does already."""
+        """Extend a mounted one to the size of its device; do nothing if it has that.
+
+        Raise ToolFailed, TimeLimit, Unavailable.
+        """
         with step(f"grow file system {node}"):
-            if self.name == "xfs":
-                process.run("xfs_growfs", "-d", str(mount_point), timeout=_GROW_SECONDS)
-            else:
-                process.run("resize2fs", node, timeout=_GROW_SECONDS)
-
-    def is_clean(self, node: Path) -> bool:
-        """Whether it can be mounted from a device that takes no write, as its superblock tells; XFS's does not."""
-        return self.name == "ext4" and not _ext4(node).needs_recovery
-
-    def inodes(self, node: Path) -> int:
-        """The inodes in use but for the file system's own, as the superblock of an unmounted one tells."""
-        if self.name == "ext4":
-            return _ext4(node).inodes - self.own_inodes
-        allocated, free = struct.unpack_from(">QQ", block.read(node, _SUPERBLOCKS), _XFS_INODES)
-        return int(allocated) - int(free) - self.own_inodes
+            process.run(*self.grow_command(node, mount_point), timeout=_GROW_SECONDS)
 
     def require_size(self, size: int) -> None:
-        """Raise InvalidValue for a volume that this file system cannot fill."""
+        """Raise InvalidValue for a volume of `size` bytes that it cannot fill."""
         if size % KIB:
             raise InvalidValue(f"{size} bytes are not a multiple of 1K", hint="give a rounder size")
         if size > self.max_size:
@@ -64,82 +56,137 @@ class FileSystem:
             hint = f"give at least {format_exact(self.min_size)}"
             raise InvalidValue(f"{format_exact(size)} is too small for {self.name}", hint=hint)
 
+    @abstractmethod
+    def make_command(self, node: str, arguments: Sequence[str]) -> list[str]:
+        """Return the words of the mkfs command; the user's arguments come last, so that they win."""
 
-EXT4 = FileSystem(
-    name="ext4",
-    # The tables and the journal are written in full. The pool does not zero a block that is written in part, so an
-    # unwritten rest could hold a deleted sibling's journal, with the same UUID, and be replayed after a power cut.
-    mkfs=("mkfs.ext4", "-q", "-E", "nodiscard,lazy_itable_init=0,lazy_journal_init=0"),
-    mount_options="",
-    min_size=16 * MIB,
-    max_size=16 * TIB,
-    own_inodes=10,
-)
-XFS = FileSystem(
-    name="xfs",
-    mkfs=("mkfs.xfs", "-q", "-K"),
-    # Every snapshot has its origin's UUID, and XFS mounts a UUID once.
-    mount_options="nouuid",
-    min_size=300 * MIB,
-    max_size=1024 * TIB,
-    own_inodes=3,
-)
-FILE_SYSTEMS = {fs.name: fs for fs in (EXT4, XFS)}
+    @abstractmethod
+    def grow_command(self, node: str, mount_point: Path) -> list[str]:
+        """Return the words of the command that extends a mounted one to the size of its device."""
+
+    @abstractmethod
+    def check_arguments(self, arguments: Sequence[str]) -> None:
+        """Raise InvalidValue for arguments of mkfs by which parts of a base would not be written."""
+
+    @abstractmethod
+    def is_clean(self, node: Path) -> bool:
+        """Return whether the superblock says that it can be mounted from a device that takes no write."""
+
+    @abstractmethod
+    def inodes(self, node: Path) -> int:
+        """Return the inodes in use of an unmounted one, less `own_inodes`, as its superblock has them."""
+
+    @abstractmethod
+    def set_no_space_retries(self, node: str, retries: int) -> None:
+        """Set how often a mounted one retries a metadata write that met a full pool; 0 fails at once.
+
+        It is dm.xfs_nospace_max_retries, and ext4 has no such setting. Raise KernelError, NotPermitted.
+        """
 
 
-_SUPERBLOCKS = 4096
-"""Bytes of a device in which both kinds have their superblock."""
+class _Ext4Superblock(NamedTuple):
+    """struct ext4_super_block, the fields that are read here."""
 
-_EXT4_SUPERBLOCK = 1024
+    inodes: Annotated[int, "I", 0x0]
+    free_inodes: Annotated[int, "I", 0x10]
+    incompatible_features: Annotated[int, "I", 0x60]
+
+
+class _XfsSuperblock(NamedTuple):
+    """struct xfs_dsb: sb_icount and sb_ifree."""
+
+    allocated_inodes: Annotated[int, "Q", 128]
+    free_inodes: U64
+
+
+_EXT4_SUPERBLOCK = CStruct("<", _Ext4Superblock)
+_EXT4_SUPERBLOCK_OFFSET = 1024
 _EXT4_RECOVER = 0x4
-_XFS_INODES = 128
+_XFS_SUPERBLOCK = CStruct(">", _XfsSuperblock)
 
 
-@dataclass(frozen=True, slots=True)
-class _Ext4:
-    inodes: int
-    needs_recovery: bool
+class Ext4(FileSystem):
+    """ext4. Its tables and its journal are always written in full.
 
+    The pool does not zero a block that is written in part, so what is left unwritten of it could hold the journal of a
+    volume that was deleted, with the same UUID, and be replayed after a power cut.
+    """
 
-def _ext4(node: Path) -> _Ext4:
-    """Of a superblock (ext4(5)): s_inodes_count, s_free_inodes_count, s_feature_incompat."""
-    content = block.read(node, _SUPERBLOCKS)[_EXT4_SUPERBLOCK:]
-    count, free = (int(struct.unpack_from("<I", content, offset)[0]) for offset in (0x0, 0x10))
-    features = int(struct.unpack_from("<I", content, 0x60)[0])
-    return _Ext4(count - free, bool(features & _EXT4_RECOVER))
+    name = "ext4"
+    min_size = 16 * MIB
+    max_size = 16 * TIB
+    own_inodes = 10
 
+    _EXTENDED = "nodiscard,lazy_itable_init=0,lazy_journal_init=0"
+    _FIXED = ("lazy_itable_init", "lazy_journal_init", "assume_storage_prezeroed")
 
-_FIXED_EXTENDED = ("lazy_itable_init", "lazy_journal_init", "assume_storage_prezeroed")
+    def make_command(self, node: str, arguments: Sequence[str]) -> list[str]:
+        extended, others = _split_extended(arguments)
+        return ["mkfs.ext4", "-q", "-E", ",".join((self._EXTENDED, *extended)), *others, node]
 
+    def grow_command(self, node: str, mount_point: Path) -> list[str]:
+        return ["resize2fs", node]
 
-def check_arguments(arguments: Sequence[str]) -> None:
-    """Raise InvalidValue for mkfs arguments that would leave a base unwritten in part, which is not safe here."""
-    for argument in arguments:
-        for option in _FIXED_EXTENDED:
-            if option in argument:
+    def check_arguments(self, arguments: Sequence[str]) -> None:
+        for option in self._FIXED:
+            if any(option in argument for argument in arguments):
                 raise InvalidValue(f"dm.mkfsarg: {option} cannot be chosen", hint="bases are always written in full")
 
+    def is_clean(self, node: Path) -> bool:
+        return not self._superblock(node).incompatible_features & _EXT4_RECOVER
 
-def _merged(words: Sequence[str]) -> list[str]:
-    """The words with all values of -E in its first place, since mkfs.ext4 heeds only one -E."""
-    merged: list[str] = []
-    place = None
-    rest = iter(words)
-    for word in rest:
-        if not (word.startswith("-E") and words[0] == "mkfs.ext4"):
-            merged.append(word)
-            continue
-        value = word[2:] or next(rest, "")
-        if place is None:
-            place = len(merged) + 1
-            merged += ["-E", value]
-        else:
-            merged[place] += f",{value}"
-    return merged
+    def inodes(self, node: Path) -> int:
+        superblock = self._superblock(node)
+        return superblock.inodes - superblock.free_inodes - self.own_inodes
+
+    def set_no_space_retries(self, node: str, retries: int) -> None:
+        pass
+
+    def _superblock(self, node: Path) -> _Ext4Superblock:
+        return _EXT4_SUPERBLOCK.unpack(block.read(node, _EXT4_SUPERBLOCK.size, _EXT4_SUPERBLOCK_OFFSET))
+
+
+class Xfs(FileSystem):
+    """XFS. It mounts a UUID once only, and a snapshot has its origin's."""
+
+    name = "xfs"
+    mount_options = "nouuid"
+    min_size = 300 * MIB
+    max_size = 1024 * TIB
+    own_inodes = 3
+
+    def make_command(self, node: str, arguments: Sequence[str]) -> list[str]:
+        return ["mkfs.xfs", "-q", "-K", *arguments, node]
+
+    def grow_command(self, node: str, mount_point: Path) -> list[str]:
+        return ["xfs_growfs", "-d", str(mount_point)]
+
+    def check_arguments(self, arguments: Sequence[str]) -> None:
+        pass
+
+    def is_clean(self, node: Path) -> bool:
+        """Return False: the superblock does not say."""
+        return False
+
+    def inodes(self, node: Path) -> int:
+        superblock = _XFS_SUPERBLOCK.unpack(block.read(node, _XFS_SUPERBLOCK.size))
+        return superblock.allocated_inodes - superblock.free_inodes - self.own_inodes
+
+    def set_no_space_retries(self, node: str, retries: int) -> None:
+        knob = Path("/sys/fs/xfs") / Path(node).name / "error/metadata/ENOSPC/max_retries"
+        try:
+            knob.write_text(str(retries))
+        except OSError as error:
+            raise os_failure(error, f"set {knob}", RIGHTS) from None
+
+
+EXT4 = Ext4()
+XFS = Xfs()
+FILE_SYSTEMS: dict[str, FileSystem] = {kind.name: kind for kind in (EXT4, XFS)}
 
 
 def by_name(name: str) -> FileSystem:
-    """The file system of that name. Raises InvalidValue."""
+    """Return the file system of that name. Raise InvalidValue."""
     try:
         return FILE_SYSTEMS[name]
     except KeyError:
@@ -148,14 +195,18 @@ def by_name(name: str) -> FileSystem:
 
 
 def join_options(*options: str) -> str:
-    """Mount options as one comma-separated string."""
+    """Return mount options as one comma-separated string."""
     return ",".join(filter(None, options))
 
 
-def set_xfs_retries(node: str, retries: int) -> None:
-    """How often XFS retries a metadata write that met a full pool; 0 fails at once (dm.xfs_nospace_max_retries)."""
-    knob = Path("/sys/fs/xfs") / Path(node).name / "error/metadata/ENOSPC/max_retries"
-    try:
-        knob.write_text(str(retries))
-    except OSError as error:
-        raise KernelError(f"cannot set {knob}: {error.strerror}", errno=error.errno or 0) from None
+def _split_extended(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the values of all -E among arguments of mkfs.ext4, which heeds one of them only, and the others."""
+    extended: list[str] = []
+    others: list[str] = []
+    left = iter(arguments)
+    for argument in left:
+        if argument.startswith("-E"):
+            extended.append(argument[2:] or next(left, ""))
+        else:
+            others.append(argument)
+    return extended, others

@@ -133,7 +133,7 @@ class StorageOptions:
                 "dm.use_deferred_deletion needs dm.use_deferred_removal", hint="set both to the same value"
             )
         self.file_system.require_size(self.base_size)
-        filesystem.check_arguments(self.mkfs_arguments)
+        self.file_system.check_arguments(self.mkfs_arguments)
 
 
 def parse_pairs(texts: Iterable[str]) -> dict[str, str]:

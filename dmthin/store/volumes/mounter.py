@@ -88,5 +88,5 @@ class Mounter:
 
     def _let_writes_fail(self, volume: Volume, info: DeviceInfo) -> None:
         """Carry dm.xfs_nospace_max_retries out."""
-        if volume.file_system == filesystem.XFS.name and self._options.xfs_retries is not None:
-            filesystem.set_xfs_retries(info.node, self._options.xfs_retries)
+        if self._options.xfs_retries is not None:
+            filesystem.by_name(volume.file_system).set_no_space_retries(info.node, self._options.xfs_retries)
