@@ -11,9 +11,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from dmthin.errors import InUse, Unavailable
-from dmthin.failpoint import step
 from dmthin.kernel import process
 from dmthin.os_errors import FILES, explain, os_failure
+from dmthin.steps import step
 from dmthin.units import METADATA_BLOCK
 
 _BLKGETSIZE64 = 0x80081272
@@ -124,7 +124,7 @@ def signature(path: Path) -> str:
 
 def wipe_first_block(path: Path) -> None:
     """Zero the first metadata block of a device, so that a pool would format it anew. InUse if it is claimed."""
-    with step(f"wipe {path}"):
+    with step("wipe", path):
         require_unused(path)
         with opened(path, os.O_WRONLY | os.O_EXCL | os.O_DSYNC) as fd:
             os.pwrite(fd, bytes(METADATA_BLOCK), 0)
@@ -133,7 +133,7 @@ def wipe_first_block(path: Path) -> None:
 
 def make_sparse(path: Path, length: int) -> None:
     """Make a file of holes, 0600, durable in its folder; a file that is there already is an error of the caller."""
-    with step(f"make {path}"):
+    with step("make", path):
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             os.ftruncate(fd, length)
@@ -147,7 +147,7 @@ def make_sparse(path: Path, length: int) -> None:
 
 def grow_sparse(path: Path, length: int) -> None:
     """Grow a file by a hole; it never gets smaller."""
-    with step(f"grow {path}"), opened(path, os.O_RDWR) as fd:
+    with step("grow", path), opened(path, os.O_RDWR) as fd:
         if os.fstat(fd).st_size < length:
             try:
                 os.ftruncate(fd, length)
@@ -158,7 +158,7 @@ def grow_sparse(path: Path, length: int) -> None:
 
 def remove_file(path: Path) -> None:
     """Remove a file, durably; fine if it is gone."""
-    with step(f"remove {path}"):
+    with step("remove", path):
         path.unlink(missing_ok=True)
         if path.parent.is_dir():
             sync_folder(path.parent)
@@ -166,7 +166,7 @@ def remove_file(path: Path) -> None:
 
 def remove_folders(path: Path) -> None:
     """Remove a folder and the empty folders in it; what is not empty stays."""
-    with step(f"remove {path}"), suppress(OSError):
+    with step("remove", path), suppress(OSError):
         for folder in path.iterdir():
             with suppress(OSError):
                 folder.rmdir()

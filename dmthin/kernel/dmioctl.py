@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from typing import Self
 
 from dmthin.errors import NotFound, TimeLimit, Unavailable
-from dmthin.failpoint import step
 from dmthin.kernel import dmabi
 from dmthin.kernel.devicemapper import (
     DeviceInfo,
@@ -26,6 +25,7 @@ from dmthin.kernel.devicemapper import (
 )
 from dmthin.kernel.dmabi import Flag, Header, Request
 from dmthin.os_errors import DEVICE_MAPPER_NODE, NO_THIN_POOL, os_failure
+from dmthin.steps import step
 
 CONTROL = "/dev/mapper/control"
 _BUFFER = 1024
@@ -68,7 +68,7 @@ class IoctlDeviceMapper:
         return dict(dmabi.unpack_versions(buffer, header))
 
     def create(self, name: str, uuid: str = "", table: Sequence[Target] = (), *, read_only: bool = False) -> DeviceInfo:
-        with step(f"dm create {name}"):
+        with step("dm create", name):
             info = self._call(Request.CREATE, "create", name, uuid=uuid)[0].info()
         if not table:
             return info
@@ -82,28 +82,28 @@ class IoctlDeviceMapper:
     def load(self, name: str, table: Sequence[Target], *, read_only: bool = False) -> DeviceInfo:
         flags = Flag.READ_ONLY if read_only else 0
         payload = dmabi.pack_table(table)
-        with step(f"dm load {name}"):
+        with step("dm load", name):
             return self._call(Request.TABLE_LOAD, "load", name, flags=flags, payload=payload, target_count=len(table))[
                 0
             ].info()
 
     def clear(self, name: str) -> DeviceInfo:
-        with step(f"dm clear {name}"):
+        with step("dm clear", name):
             return self._call(Request.TABLE_CLEAR, "clear", name)[0].info()
 
     def suspend(self, name: str, *, flush: bool = True, lock_fs: bool = True) -> DeviceInfo:
-        with step(f"dm suspend {name}"):
+        with step("dm suspend", name):
             flags = Flag.SUSPEND | _quiesce_flags(flush, lock_fs)
             return self._call(Request.SUSPEND, "suspend", name, flags=flags)[0].info()
 
     def resume(self, name: str, *, flush: bool = True, lock_fs: bool = True) -> DeviceInfo:
-        with step(f"dm resume {name}"):
+        with step("dm resume", name):
             flags = _quiesce_flags(flush, lock_fs)
             return self._call(Request.SUSPEND, "resume", name, flags=flags, event=self._event)[0].info()
 
     def message(self, name: str, text: str, sector: int = 0) -> str:
         payload = dmabi.pack_message(text, sector)
-        with step(f"dm message {name} {text}"):
+        with step("dm message", name, text):
             header, buffer = self._call(Request.MESSAGE, f"message {text!r} to", name, payload=payload)
         return dmabi.unpack_answer(buffer, header).strip()
 
@@ -124,13 +124,13 @@ class IoctlDeviceMapper:
         return list(dmabi.unpack_devices(buffer, header))
 
     def rename(self, name: str, new_name: str) -> None:
-        with step(f"dm rename {name} {new_name}"):
+        with step("dm rename", name, new_name):
             payload = check_name(new_name).encode() + b"\0"
             self._call(Request.RENAME, "rename", name, payload=payload, event=self._event)
 
     def remove(self, name: str, *, deferred: bool = False) -> bool:
         flags = Flag.DEFERRED_REMOVE if deferred else 0
-        with step(f"dm remove {name}"):
+        with step("dm remove", name):
             header, _ = self._call(Request.REMOVE, "remove", name, flags=flags, event=self._event)
         return not header.flags & Flag.DEFERRED_REMOVE
 

@@ -6,11 +6,11 @@ import re
 from collections.abc import Sequence
 
 from dmthin.errors import DmthinError, KernelError, NotFound, TimeLimit, ToolFailed
-from dmthin.failpoint import step
 from dmthin.kernel import process
 from dmthin.kernel.devicemapper import DeviceInfo, DeviceName, Target, Version, check_name, check_uuid, request_failure
 from dmthin.kernel.dmioctl import IoctlDeviceMapper
 from dmthin.os_errors import DEVICE_MAPPER_NODE, explain
+from dmthin.steps import step
 
 _ERRNO_OF_TEXT = {os.strerror(number): number for number in errno.errorcode}
 _IOCTL_FAILED = re.compile(r"(?P<request>\w+) ioctl\b.*?failed: (?P<reason>[A-Z][^:]*?)(?= Command failed|$)")
@@ -38,32 +38,32 @@ class Dmsetup:
 
     def create(self, name: str, uuid: str = "", table: Sequence[Target] = (), *, read_only: bool = False) -> DeviceInfo:
         arguments = create_arguments(check_name(name), check_uuid(uuid), table, read_only=read_only)
-        with step(f"dm create {name}"):
+        with step("dm create", name):
             self._run("create", name, *arguments)
         return _now(name)
 
     def load(self, name: str, table: Sequence[Target], *, read_only: bool = False) -> DeviceInfo:
-        with step(f"dm load {name}"):
+        with step("dm load", name):
             self._run("load", name, *load_arguments(name, table, read_only=read_only))
         return _now(name)
 
     def clear(self, name: str) -> DeviceInfo:
-        with step(f"dm clear {name}"):
+        with step("dm clear", name):
             self._run("clear", name, "clear", name)
         return _now(name)
 
     def suspend(self, name: str, *, flush: bool = True, lock_fs: bool = True) -> DeviceInfo:
-        with step(f"dm suspend {name}"):
+        with step("dm suspend", name):
             self._run("suspend", name, "suspend", name, *_quiesce_options(flush, lock_fs))
         return _now(name)
 
     def resume(self, name: str, *, flush: bool = True, lock_fs: bool = True) -> DeviceInfo:
-        with step(f"dm resume {name}"):
+        with step("dm resume", name):
             self._run("resume", name, "resume", name, *_quiesce_options(flush, lock_fs))
         return _now(name)
 
     def message(self, name: str, text: str, sector: int = 0) -> str:
-        with step(f"dm message {name} {text}"):
+        with step("dm message", name, text):
             answer = self._run(f"message {text!r} to", name, "message", name, str(sector), *text.split()).strip()
         # dmsetup takes the kernel's positive answer, "nobody has heard this", for a success.
         if not text.startswith("@") and not _now(name).live_table:
@@ -85,11 +85,11 @@ class Dmsetup:
         return [DeviceName(name, os.makedev(int(major), int(minor))) for name, major, minor in found]
 
     def rename(self, name: str, new_name: str) -> None:
-        with step(f"dm rename {name} {new_name}"):
+        with step("dm rename", name, new_name):
             self._run("rename", name, "rename", name, check_name(new_name))
 
     def remove(self, name: str, *, deferred: bool = False) -> bool:
-        with step(f"dm remove {name}"):
+        with step("dm remove", name):
             self._run("remove", name, "remove", *(["--deferred"] if deferred else []), name)
         if not deferred:
             return True

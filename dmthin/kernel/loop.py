@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Annotated, NamedTuple
 
 from dmthin.errors import NotFound, TimeLimit, Unavailable
-from dmthin.failpoint import step
 from dmthin.kernel.cstruct import U32, U64, CStruct
 from dmthin.os_errors import LOOP, LOOP_CONTROL, LOOP_NODE, os_failure
+from dmthin.steps import step
 
 _CONTROL = "/dev/loop-control"
 _MAJOR = 7
@@ -96,7 +96,7 @@ class LoopDevice:
 
     def refresh_size(self) -> None:
         """Take over the size of a file that has grown (LOOP_SET_CAPACITY)."""
-        with step(f"loop refresh {self.node}"), _open(self.index) as fd:
+        with step("loop refresh", self.node), _open(self.index) as fd:
             _ioctl(fd, _SET_CAPACITY, f"refresh the size of {self.node}")
 
     def detach(self) -> None:
@@ -105,7 +105,7 @@ class LoopDevice:
         While someone has it open, LOOP_CLR_FD succeeds and merely promises to unbind at the last close. Raises
         TimeLimit after 5 seconds of that. A loop that is gone already is fine.
         """
-        with step(f"loop detach {self.node}"):
+        with step("loop detach", self.node):
             with _open(self.index) as fd:
                 if _backing(fd) != (self.backing_dev, self.backing_inode):
                     return
@@ -165,7 +165,7 @@ def attach(path: Path, *, read_only: bool = False, direct_io: bool = True) -> Lo
     except OSError as error:
         raise os_failure(error, f"open {path}") from None
     try:
-        with step(f"loop attach {path}"):
+        with step("loop attach", path):
             return _attach(file, path, read_only=read_only, direct_io=direct_io)
     finally:
         os.close(file)

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from dmthin.failpoint import step
 from dmthin.os_errors import MOUNT, UNMOUNT, explain
+from dmthin.steps import step
 
 _MS = {"ro": 0x1, "nosuid": 0x2, "nodev": 0x4, "noexec": 0x8, "sync": 0x10, "dirsync": 0x80, "noatime": 0x400,
        "nodiratime": 0x800, "relatime": 0x200000, "strictatime": 0x1000000, "lazytime": 0x2000000}  # fmt: skip
@@ -71,7 +71,7 @@ def mount(source: str, target: Path, fs_type: str, options: str = "") -> None:
     Raises KernelError: EBUSY where the target is a mount of the same device, EINVAL for a bad superblock or option.
     """
     flags, data = split_options(options)
-    with step(f"mount {target}"):
+    with step("mount", target):
         _mount(source, target, fs_type, flags, data)
 
 
@@ -93,7 +93,7 @@ def unmount(target: Path, *, lazy: bool = False) -> None:
 
     Raises InUse (EBUSY), NotFound (nothing is mounted there).
     """
-    with step(f"unmount {target}"):
+    with step("unmount", target):
         flags = _UMOUNT_NOFOLLOW | (_MNT_DETACH if lazy else 0)
         if _libc.umount2(os.fsencode(target), flags):
             raise explain(ctypes.get_errno(), f"cannot unmount {target}", UNMOUNT)
@@ -107,7 +107,7 @@ def ensure_shared(folder: Path) -> None:
     if not (holder := _holder(folder)) or holder.shared:
         return
     if holder.target != str(folder):
-        with step(f"mount {folder}"):
+        with step("mount", folder):
             _mount(str(folder), folder, "", _MS_BIND, "")
     _mount("none", folder, "", _MS_SHARED, "")
 

@@ -11,7 +11,7 @@ import sys
 import time
 from dataclasses import dataclass
 
-from dmthin import failpoint
+from dmthin import steps
 from dmthin.errors import DmthinError, InvalidValue, Status
 from dmthin.kernel import namespace, priority
 from dmthin.layers.compare import TreeComparer
@@ -117,7 +117,7 @@ def _heed_failpoint() -> None:
         if not left:
             os._exit(_KILLED)
 
-    failpoint.arm(0, passed if left else None)
+    steps.arm(0, passed if left else None)
 
 
 def _owners(job: Job) -> Owners:
@@ -127,7 +127,7 @@ def _owners(job: Job) -> Owners:
 def _apply(job: Job, stream: ByteStream) -> int:
     with Unpacker(job.root, source=job.name, max_entries=job.max_entries, layer=True, owners=_owners(job)) as unpacker:
         for entry, data in TarReader(stream, job.name):
-            with failpoint.step(f"apply {shown(entry.path)}"):
+            with steps.step("apply", shown(entry.path)):
                 unpacker.apply(entry, data)
         return unpacker.bytes
 

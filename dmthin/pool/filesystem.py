@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Annotated, ClassVar, NamedTuple
 
 from dmthin.errors import InvalidValue
-from dmthin.failpoint import step
 from dmthin.kernel import block, process
 from dmthin.kernel.cstruct import U64, CStruct
 from dmthin.os_errors import RIGHTS, os_failure
+from dmthin.steps import step
 from dmthin.units import KIB, MIB, TIB, format_exact
 
 _MKFS_SECONDS = 600.0
@@ -34,7 +34,7 @@ class FileSystem(ABC):
 
     def make(self, node: str, arguments: Sequence[str]) -> None:
         """Make it on a block device, with the user's arguments of mkfs. Raise ToolFailed, TimeLimit, Unavailable."""
-        with step(f"mkfs {node}"):
+        with step("mkfs", node):
             process.run(*self.make_command(node, arguments), timeout=_MKFS_SECONDS)
 
     def grow(self, node: str, mount_point: Path) -> None:
@@ -42,7 +42,7 @@ class FileSystem(ABC):
 
         Raise ToolFailed, TimeLimit, Unavailable.
         """
-        with step(f"grow file system {node}"):
+        with step("grow file system", node):
             process.run(*self.grow_command(node, mount_point), timeout=_GROW_SECONDS)
 
     def require_size(self, size: int) -> None:

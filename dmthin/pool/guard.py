@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn, Self
 
-from dmthin import failpoint
+from dmthin import steps
 from dmthin.errors import DmthinError, KernelError, KernelInvalid, NotFound, TimeLimit
 from dmthin.kernel.devicemapper import DeviceInfo, DeviceMapper
 from dmthin.kernel.dmioctl import IoctlDeviceMapper
@@ -167,7 +167,7 @@ def _guard(name: str, ready: int, hold: int, keep: int) -> NoReturn:
             if int(entry.name) not in (0, 1, 2, ready, hold, keep):
                 with suppress(OSError):
                     os.close(int(entry.name))
-        failpoint.arm(0)
+        steps.arm(0)
         os.setsid()
         for number in _SIGNALS:
             signal.signal(number, _interrupted)

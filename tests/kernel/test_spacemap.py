@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dmthin import failpoint
+from dmthin import steps
 from dmthin.errors import NeedsRepair, NotFound
 from dmthin.kernel import block, process
 from dmthin.kernel.dmioctl import IoctlDeviceMapper
@@ -307,7 +307,7 @@ def test_writers_lose_nothing_while_trim_runs_again_and_again(make_store: Callab
     store = make_store("dm.blkdiscard=false", "dm.loopdatasize=2G")
     one, two = (raw_volume(store, name) for name in ("one", "two"))
     freed: list[int] = []
-    failpoint.arm(0, lambda edge: freed.extend(map(int, re.findall(r"after free (\d+) blocks", edge))))
+    steps.arm(0, lambda edge: freed.extend(map(int, re.findall(r"after free (\d+) blocks", edge))))
     with (
         rigs.stomping(Oracle(one[1], 2000, random.Random(1))),
         rigs.stomping(Oracle(two[1], 2000, random.Random(2))),
@@ -317,7 +317,7 @@ def test_writers_lose_nothing_while_trim_runs_again_and_again(make_store: Callab
             write(node, range(0, 100, 1 + turn % 2))
             store.volumes.remove(volume)
             store.pool.trim()
-    failpoint.arm(0)
+    steps.arm(0)
     assert sum(freed) > 5 * 16_000, "most of the pool is free, and it was punched at every turn"
     for volume, _node in (one, two):
         store.volumes.remove(volume)

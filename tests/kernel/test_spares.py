@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from dmthin import failpoint
+from dmthin import steps
 from dmthin.errors import AlreadyExists, NoDataSpace, NotFound
 from dmthin.kernel import mount
 from dmthin.kernel.devicemapper import DeviceInfo
@@ -98,15 +98,15 @@ def mounted(info: DeviceInfo, place: Path) -> Iterator[Path]:
 
 
 def test_the_next_snapshot_is_the_spare_and_costs_one_step(store: Store, spare: Volume, place: Path) -> None:
-    steps: list[str] = []
-    failpoint.arm(0, steps.append)
+    edges: list[str] = []
+    steps.arm(0, edges.append)
     try:
         snapshot, info = store.snapshots.prepare(NAME, "third", "image", {"k": "v"})
     finally:
-        failpoint.arm(0)
+        steps.arm(0)
     assert snapshot.volume.device_id == spare.device_id
-    assert {step for step in steps if "dm " in step} == set()
-    assert len({step.removeprefix("before ").removeprefix("after ") for step in steps}) == 1, steps
+    assert {edge for edge in edges if "dm " in edge} == set()
+    assert len({edge.removeprefix("before ").removeprefix("after ") for edge in edges}) == 1, edges
     assert store.snapshots.get(NAME, "third") == snapshot
     assert snapshot.volume == store.ledger.by_id(spare.device_id)
     assert snapshot.labels == {"k": "v"}

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from types import FrameType
 
-from dmthin import failpoint
+from dmthin import steps
 from dmthin.cli import main
 
 _FACE = "dmthin.containerd.server"
@@ -35,7 +35,7 @@ class Executioner:
             self._passed += 1
             if self._passed == int(number):
                 self._orders.unlink()
-                failpoint.arm(1)
+                steps.arm(1)
 
 
 def _call(frame: FrameType | None) -> str:
@@ -51,5 +51,5 @@ def _call(frame: FrameType | None) -> str:
 
 
 if __name__ == "__main__":
-    failpoint.arm(0, Executioner(Path(sys.argv.pop(1))))
+    steps.arm(0, Executioner(Path(sys.argv.pop(1))))
     sys.exit(main())

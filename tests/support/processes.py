@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from dmthin import failpoint
+from dmthin import steps
 from dmthin.store.store import Store
 
 NOBODY = 65534
@@ -111,9 +111,9 @@ def run_until_killed(edges: int, action: Callable[[], object]) -> bool:
     """Run an action in a child that dies at the given edge; return False if it came to its end before that."""
 
     def run_armed() -> None:
-        failpoint.arm(edges)
+        steps.arm(edges)
         action()
-        failpoint.arm(0)
+        steps.arm(0)
 
     status = run(run_armed)
     assert status in (0, -signal.SIGKILL), "the verb failed by itself"
@@ -124,7 +124,7 @@ def killed_at(edge: str, root: Path, action: Callable[[Store], object]) -> bool:
     """Run a verb in a child that dies at the first edge whose name begins with `edge`; return whether it did."""
 
     def run_armed() -> None:
-        failpoint.arm(0, lambda name: os.kill(os.getpid(), signal.SIGKILL) if name.startswith(edge) else None)
+        steps.arm(0, lambda name: os.kill(os.getpid(), signal.SIGKILL) if name.startswith(edge) else None)
         with Store(root) as store:
             action(store)
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dmthin.errors import DmthinError, KernelError, NoMetadataSpace, NotFound
-from dmthin.failpoint import step
 from dmthin.kernel import block
 from dmthin.kernel.thin import PoolMode, PoolStatus
 from dmthin.pool import metadata
@@ -17,6 +16,7 @@ from dmthin.pool.backing import Backing, BlockDevice
 from dmthin.pool.guard import Guard
 from dmthin.pool.metadata import Usage
 from dmthin.pool.spacemap import SpaceMap
+from dmthin.steps import step
 from dmthin.store.config.layout import Layout
 from dmthin.store.lifecycle import auto_extend as autoextend
 from dmthin.store.lifecycle.pool_lifecycle import PoolLifecycle
@@ -248,7 +248,7 @@ def _trim_some(space_map: SpaceMap, backing: Backing, block_size: int, done: int
         while done < total:
             for first, count in space_map.free_ranges(index, done, _PUNCH_AT_LEAST // block_size):
                 try:
-                    with step(f"free {count} blocks at {first}"):
+                    with step("free", count, "blocks at", first):
                         release(fd, first * block_size, count * block_size)
                 except KernelError as error:
                     if error.errno == errno.EOPNOTSUPP:

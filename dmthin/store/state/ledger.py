@@ -13,9 +13,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from dmthin.errors import AlreadyExists, DmthinError, InUse, KernelError, NoMetadataSpace, NotFound, TimeLimit
-from dmthin.failpoint import step
 from dmthin.kernel import block
 from dmthin.kernel.thin import MAX_DEVICE_ID
+from dmthin.steps import step
 from dmthin.store.state import schema
 from dmthin.store.state.group_sync import GroupSync
 from dmthin.store.state.locks import Lock, Locks
@@ -84,7 +84,7 @@ class Ledger:
                 connection.execute("BEGIN IMMEDIATE")
                 try:
                     yield
-                    with step(f"ledger {name}"):
+                    with step("ledger", name):
                         connection.execute("COMMIT")
                 except BaseException:
                     if connection.in_transaction:

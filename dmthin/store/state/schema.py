@@ -11,9 +11,9 @@ from contextlib import closing
 from pathlib import Path
 
 from dmthin.errors import DmthinError, KernelError, NoDataSpace, NotFound, NotPermitted, TimeLimit, Unavailable
-from dmthin.failpoint import step
 from dmthin.kernel import block
 from dmthin.os_errors import RUN_AS_ROOT
+from dmthin.steps import step
 
 _APPLICATION_ID = 0x646D746E  # "dmtn"
 _BUSY_SECONDS = 30.0
@@ -82,12 +82,12 @@ def make(path: Path) -> None:
     for stale in (*files(path)[1:], *files(new)):
         block.remove_file(stale)
     try:
-        with step(f"fill {new}"), closing(connect(new)) as connection:
+        with step("fill", new), closing(connect(new)) as connection:
             new.chmod(0o600)
             # The file remembers it, and one that is somebody else's is not to be changed by opening it.
             connection.execute("PRAGMA journal_mode = WAL")
             _upgrade(connection)
-        with step(f"make {path}"):
+        with step("make", path):
             new.rename(path)
             block.sync_folder(path.parent)
     except sqlite3.Error as error:

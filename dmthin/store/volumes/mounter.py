@@ -5,11 +5,11 @@ from contextlib import suppress
 from pathlib import Path
 
 from dmthin.errors import DmthinError, InUse, InvalidValue
-from dmthin.failpoint import step
 from dmthin.kernel import detached, mount
 from dmthin.kernel.devicemapper import DeviceInfo
 from dmthin.os_errors import os_failure
 from dmthin.pool import filesystem
+from dmthin.steps import step
 from dmthin.store.config.layout import Layout
 from dmthin.store.config.options import StorageOptions
 from dmthin.store.state.model import Kind, Volume
@@ -56,7 +56,7 @@ class Mounter:
         """Remove the folder at which a volume was mounted, and so what other namespaces have mounted there still."""
         place = self._layout.mount_point(volume.name)
         if volume.kind is not Kind.BASE and place.parent == self._layout.mounts:
-            with step(f"remove {place}"), suppress(OSError):
+            with step("remove", place), suppress(OSError):
                 place.rmdir()
 
     def _make_folder(self, target: Path) -> bool:

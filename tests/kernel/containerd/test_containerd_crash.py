@@ -14,7 +14,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from dmthin import failpoint
+from dmthin import steps
 from dmthin.containerd.config import SnapshotterPlan, opened
 from dmthin.containerd.snapshotter import MAX_SIZE, REFERENCE, Mount, Snapshotter
 from dmthin.errors import AlreadyExists, DmthinError, NotFound
@@ -261,10 +261,10 @@ def test_killed_anywhere_the_same_call_is_answered(root: Path, call: Call) -> No
 
 def _run(root: Path, call: Call, edges: int) -> None:
     """Make the call, armed once the process has begun to serve, up to its end."""
-    failpoint.arm(0)
+    steps.arm(0)
     with _snapshotter(root) as snapshotter:
         call.before(snapshotter)
-        failpoint.arm(edges)
+        steps.arm(edges)
         call.run(snapshotter)
 
 
