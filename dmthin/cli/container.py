@@ -95,7 +95,7 @@ def _planned(call: Call, plan: Callable[[Any], list[str]]) -> bool:
     """Whether this is a dry run; then its plan is shown."""
     if not call.options.dry_run:
         return False
-    from dmthin.cli import plans
+    from dmthin.cli import volume_plans
 
-    call.output.plan(plan(plans))
+    call.output.plan(plan(volume_plans))
     return True

@@ -20,9 +20,9 @@ def import_(call: Call) -> None:
     last: Progress | None = None
     with call.store() as store:
         if call.options.dry_run:
-            from dmthin.cli import plans
+            from dmthin.cli import volume_plans
 
-            call.output.plan(plans.image_import(store, name, source, size))
+            call.output.plan(volume_plans.image_import(store, name, source, size))
             return
         with line_on_terminal(call.output) as line:
 
@@ -42,9 +42,9 @@ def remove(call: Call) -> None:
     name: str = call.arguments.name
     with call.store() as store:
         if call.options.dry_run:
-            from dmthin.cli import plans
+            from dmthin.cli import volume_plans
 
-            call.output.plan(plans.image_remove(store, name))
+            call.output.plan(volume_plans.image_remove(store, name))
             return
         store.images.remove(name)
     call.output.say(f"removed the image {name}")

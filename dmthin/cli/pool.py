@@ -62,9 +62,9 @@ def extend(call: Call) -> None:
         data_size = data.resolve(before.data_size) if data else None
         metadata_size = meta.resolve(before.metadata_size) if meta else None
         if call.options.dry_run:
-            from dmthin.cli import plans
+            from dmthin.cli import pool_plans
 
-            call.output.plan(plans.pool_extend(store, data_size, metadata_size))
+            call.output.plan(pool_plans.extend(store, data_size, metadata_size))
             return
         after = store.pool.extend(data_size=data_size, metadata_size=metadata_size)
         for what, was, now in (
@@ -102,9 +102,9 @@ def activate(call: Call) -> None:
     """Bring the pool up."""
     with call.store() as store:
         if call.options.dry_run:
-            from dmthin.cli import plans
+            from dmthin.cli import pool_plans
 
-            call.output.plan(plans.pool_activate(store))
+            call.output.plan(pool_plans.activate(store))
             return
         was_active = store.pool.status().active
         store.pool.activate()
@@ -117,9 +117,9 @@ def deactivate(call: Call) -> None:
     """Take the pool down cleanly."""
     with call.store() as store:
         if call.options.dry_run:
-            from dmthin.cli import plans
+            from dmthin.cli import pool_plans
 
-            call.output.plan(plans.pool_deactivate(store))
+            call.output.plan(pool_plans.deactivate(store))
             return
         was_active = store.pool.status().active
         store.pool.deactivate()
@@ -132,9 +132,9 @@ def destroy(call: Call) -> None:
     """Remove the pool, every volume and the store's files, once that is confirmed."""
     with call.store() as store:
         if call.options.dry_run:
-            from dmthin.cli import plans
+            from dmthin.cli import pool_plans
 
-            call.output.plan(plans.pool_destroy(store))
+            call.output.plan(pool_plans.destroy(store))
             return
         root = str(store.layout.root)
         what_goes = sheet.what_goes(root, store.pool.status(), store.ledger.volumes())

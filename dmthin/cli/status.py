@@ -12,7 +12,7 @@ from dmthin.units import METADATA_BLOCK, format_percent
 
 if TYPE_CHECKING:
     from dmthin.kernel.thin import PoolStatus
-    from dmthin.store.lifecycle.pool import PoolReport
+    from dmthin.store.pool import PoolReport
     from dmthin.store.state.model import Volume
 
 

@@ -12,7 +12,7 @@ from dmthin.errors import DmthinError, InvalidValue
 from dmthin.store.create import ensure_store
 from dmthin.store.state.model import Kind
 from dmthin.store.store import Store
-from dmthin.store.volumes.background import BackgroundQueue
+from dmthin.store.volumes.background import Background, BackgroundQueue
 from dmthin.units import parse_size
 
 DEFAULT_NAME = "dmthin"
@@ -54,21 +54,15 @@ def opened(plans: Iterable[SnapshotterPlan], options: Iterable[str]) -> Iterator
         for plan in plans:
             root = plan.root.absolute().resolve()
             if root not in stores:
-                store = stack.enter_context(ensure_store(root, options))
-                behind, counting, spares = (
-                    BackgroundQueue("containerd"),
-                    BackgroundQueue("usage"),
-                    BackgroundQueue("spares"),
-                )
-                for work in (behind, counting, spares):
-                    stack.callback(work.close)
-                store.layers.behind = behind
-                store.layers.spares.behind = spares
-                stack.callback(store.layers.spares.close)
+                work, spares, counting = (BackgroundQueue(name) for name in ("containerd", "spares", "usage"))
+                store = stack.enter_context(ensure_store(root, options, Background(work, spares)))
+                for queue in (work, counting, spares):
+                    stack.callback(queue.close)
+                stack.callback(store.spares.close)
                 stores[root] = store, UsageCounter(store, counting)
                 with suppress(DmthinError):
                     store.pool.activate()
-                    store.layers.deactivate_idle(Kind.IMAGE)
+                    store.cleanup.deactivate_idle(Kind.IMAGE)
                     store.layers.prepare_base()
             store, usage = stores[root]
             snapshotters.append(Snapshotter(plan.name, store, usage, plan.size or store.options.base_size))

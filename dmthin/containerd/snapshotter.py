@@ -47,7 +47,7 @@ class Snapshotter:
         self._base_size = base_size
 
     @property
-    def _keyed(self) -> Snapshots:
+    def _snapshots(self) -> Snapshots:
         return self._store.snapshots
 
     def prepare(self, key: str, parent: str, labels: Labels, *, view: bool = False) -> Mount:
@@ -61,7 +61,7 @@ class Snapshotter:
         reference = labels.get(REFERENCE, "")
         if reference and not view and self._publish(key, parent, labels, reference):
             raise AlreadyExists(f"the layer {reference} is here already")
-        snapshot, info = self._keyed.prepare(
+        snapshot, info = self._snapshots.prepare(
             self.name, key, parent, labels, size=size, base_size=self._base_size, view=view
         )
         logger.info("%s: prepared the %s on %s", self.name, snapshot.title, parent or "nothing")
@@ -69,21 +69,21 @@ class Snapshotter:
 
     def mounts(self, key: str) -> Mount:
         """The mount of an active snapshot or a view. Raises NotFound, InUse (it is committed)."""
-        snapshot = self._keyed.get(self.name, key)
+        snapshot = self._snapshots.get(self.name, key)
         if snapshot.kind is SnapshotKind.COMMITTED:
             raise InUse(f"the {snapshot.title} has no mount", hint="prepare one on it, or a view")
-        return self._mount(snapshot, self._keyed.activate(snapshot))
+        return self._mount(snapshot, self._snapshots.activate(snapshot))
 
     def commit(self, name: str, key: str, labels: Labels, parent: str) -> None:
         """Commit an active snapshot. Raises what `Snapshots.commit` does."""
         _require_key("name", name)
-        self._keyed.commit(self.name, name, key, labels, parent)
+        self._snapshots.commit(self.name, name, key, labels, parent)
         logger.info("%s: committed %r as %r", self.name, key, name)
 
     def remove(self, key: str) -> None:
         """Remove a snapshot. Raises NotFound; InUse for whatever else is in the way, which containerd's GC survives."""
         try:
-            self._keyed.remove(self.name, key)
+            self._snapshots.remove(self.name, key)
         except NotFound:
             raise
         except DmthinError as error:
@@ -92,7 +92,7 @@ class Snapshotter:
 
     def stat(self, key: str) -> Snapshot:
         """What is known of a snapshot. Raises NotFound."""
-        return self._keyed.get(self.name, key)
+        return self._snapshots.get(self.name, key)
 
     def update(self, key: str, labels: Labels, paths: Sequence[str]) -> Snapshot:
         """Change labels: all, or those that a field mask names as `labels.KEY`. Raises NotFound, InvalidValue."""
@@ -100,47 +100,38 @@ class Snapshotter:
             if path != "labels" and not path.startswith("labels."):
                 raise InvalidValue(f"the field {path!r} cannot be updated", hint="only labels can")
 
-        def change(before: Labels) -> Labels:
-            if not paths or "labels" in paths:
-                return dict(labels)
-            after = dict(before)
-            for label in (path.removeprefix("labels.") for path in paths):
-                if value := labels.get(label):
-                    after[label] = value
-                else:
-                    after.pop(label, None)
-            return after
-
-        return self._keyed.relabel(self.name, key, change)
+        whole = not paths or "labels" in paths
+        only = None if whole else [path.removeprefix("labels.") for path in paths]
+        return self._snapshots.relabel(self.name, key, labels, only)
 
     def list(self, texts: Sequence[str]) -> Iterator[Snapshot]:
         """The snapshots that one of the filters takes, all without one. Raises InvalidValue."""
         wanted = filters.parse_all(texts)
-        return (snapshot for snapshot in self._keyed.all(self.name) if wanted(_fields(snapshot)))
+        return (snapshot for snapshot in self._snapshots.all(self.name) if wanted(_fields(snapshot)))
 
     def usage(self, key: str) -> tuple[int, int]:
         """Bytes and inodes that a snapshot has and its parent has not."""
-        return self._usage.of(self._keyed.get(self.name, key))
+        return self._usage.of(self._snapshots.get(self.name, key))
 
     def cleanup(self) -> None:
         """Return once the space of what was removed is back."""
-        self._store.layers.spares.drop_orphans()
-        self._store.layers.behind.drain()
-        self._store.end_leftovers()
+        self._store.spares.drop_orphans()
+        self._store.cleanup.drain()
+        self._store.recover()
 
     def _publish(self, key: str, parent: str, labels: Labels, reference: str) -> bool:
         """Let a layer that the store holds be found under a name of this snapshotter; False if there is none.
 
         One of another size than it would have here is none: what is made on it later would have that size too.
         """
-        seed = self._keyed.held(REFERENCE, reference, self.name, parent)
+        seed = self._snapshots.with_label(REFERENCE, reference, self.name, parent)
         if seed is None:
             return False
         if (seed.snapshotter, seed.parent) != (self.name, parent):
-            usual = self._keyed.get(self.name, parent).volume.size if parent else self._base_size
+            usual = self._snapshots.get(self.name, parent).volume.size if parent else self._base_size
             if seed.volume.size != (_size(labels) or usual):
                 return False
-            self._keyed.adopt(self.name, f"{key} {reference}", parent, labels, seed)
+            self._snapshots.adopt(self.name, f"{key} {reference}", parent, labels, seed)
             logger.info("%s: gave the layer %s from %r, which is here", self.name, reference, seed.key)
         return True
 

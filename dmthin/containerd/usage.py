@@ -19,7 +19,7 @@ from dmthin.pool import filesystem
 from dmthin.pool.metadata import Usage
 from dmthin.store.state.model import Kind, Snapshot, SnapshotKind, State, Volume
 from dmthin.store.store import Store
-from dmthin.store.volumes.background import Later
+from dmthin.store.volumes.background import Queue
 
 _LEAST_SECONDS = 10.0
 _PATIENCE = 20
@@ -62,7 +62,7 @@ class _Counted:
 class UsageCounter:
     """The use of one store's snapshots. Threads may share it."""
 
-    def __init__(self, store: Store, behind: Later) -> None:
+    def __init__(self, store: Store, behind: Queue) -> None:
         """`behind` counts behind the caller, and need not be quick."""
         self._store = store
         self._behind = behind
@@ -92,7 +92,7 @@ class UsageCounter:
         else:
             size = self._store.pool.added(volume.parent, volume.device_id)
         # Whoever asks must not wait for those who write the ledger.
-        self._store.layers.behind.later(0, partial(self._store.snapshots.count, snapshot, size, inodes))
+        self._store.background.work.later(0, partial(self._store.snapshots.save_usage, snapshot, size, inodes))
         return size, inodes
 
     def _exclusive(self, snapshot: Snapshot) -> int:
@@ -152,8 +152,8 @@ class UsageCounter:
         if info is not None and (mounts := mount.of_device(info.dev)):
             figures = os.statvfs(mounts[0].target)
             return max(0, figures.f_files - figures.f_ffree - kind.own_inodes)
-        with self._store.volumes.held_open(snapshot.volume) as found:
-            inodes = kind.inodes(Path(found.node))
+        with self._store.volumes.open(snapshot.volume) as device:
+            inodes = kind.inodes(Path(device.info.node))
         if info is None:
-            self._store.layers.let_linger(snapshot.volume)
+            self._store.cleanup.deactivate_later(snapshot.volume)
         return inodes

@@ -19,7 +19,7 @@ from dmthin.errors import AlreadyExists, DmthinError, InUse, Unavailable
 from dmthin.store.config.options import parse_volume_size
 from dmthin.store.state.model import Kind, State, Volume
 from dmthin.store.store import Store
-from dmthin.store.volumes.background import BackgroundQueue
+from dmthin.store.volumes.background import Background, BackgroundQueue
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ class Driver:
 
     def __init__(self, memory: Path) -> None:
         self._memory = memory
-        self._behind = BackgroundQueue("docker")
+        self._queue = BackgroundQueue("docker")
         self._lock = threading.Lock()
         self._store: Store | None = None
         self._init: InitRequest | None = None
@@ -43,7 +43,7 @@ class Driver:
             known = json.loads(self._memory.read_bytes())
             ranges = [tuple(tuple(entry) for entry in known[key]) for key in ("uid_ranges", "gid_ranges")]
             self._init = InitRequest(Path(known["home"]), (), *ranges)
-            self._store = self._adopt(Store(self._init.home))
+            self._store = self._adopt(Store(self._init.home, background=Background(self._queue)))
         except FileNotFoundError:
             return
         except (DmthinError, OSError, ValueError, KeyError, TypeError) as error:
@@ -51,7 +51,7 @@ class Driver:
 
     def close(self) -> None:
         """Let go of the store, what is under way ended first; its pool, devices and mounts stay."""
-        self._behind.close()
+        self._queue.close()
         if self._store is not None:
             self._store.close()
 
@@ -71,7 +71,7 @@ class Driver:
         """Open the store in dockerd's folder, made at the first time, and bring its pool up."""
         with self._lock:
             self._require_same_home(request.home)
-            store = open_home(request.home, request.options)
+            store = open_home(request.home, request.options, Background(self._queue))
             try:
                 store.pool.activate()
                 store.layers.forget_lost_uses()
@@ -139,7 +139,7 @@ class Driver:
         """Unmount everything and take the pool down, as far as nobody uses it."""
         store = self.store
         store.layers.unmount_all()
-        self._behind.drain()  # a change that comes after the pool is down would bring it up again
+        self._queue.drain()  # a change that comes after the pool is down would bring it up again
         try:
             store.pool.deactivate()
         except InUse as error:
@@ -157,16 +157,15 @@ class Driver:
         """End what removals had to leave to the last user of a device, if that has gone; extend a pool that is due."""
         if (store := self._store) is None:
             return
-        store.end_leftovers()
+        store.recover()
         if store.pool.extend_if_due():
             report = store.pool.status()
             logger.info("extended the pool: data %d, metadata %d bytes", report.data_size, report.metadata_size)
 
     def _adopt(self, store: Store) -> Store:
         """Let a thread do what dockerd need not wait for, and first what a process before us had left to its own."""
-        store.layers.behind = self._behind
         with suppress(DmthinError):
-            store.layers.deactivate_idle(Kind.IMAGE, Kind.CONTAINER)
+            store.cleanup.deactivate_idle(Kind.IMAGE, Kind.CONTAINER)
         return store
 
     def _require_same_home(self, home: Path) -> None:

@@ -12,6 +12,7 @@ from dmthin.errors import DmthinError
 from dmthin.store.config.options import POOL_OPTIONS, StorageOptions, as_texts, parse_pairs
 from dmthin.store.create import create_store, is_store
 from dmthin.store.store import Store
+from dmthin.store.volumes.background import Background
 from dmthin.units import format_exact
 
 logger = logging.getLogger(__name__)
@@ -22,7 +23,7 @@ _STAYING = (*POOL_OPTIONS, *_OF_THE_BASE, "dm.basesize")
 """Options that stay as they were when a later start does not give them."""
 
 
-def open_home(home: Path, texts: Iterable[str]) -> Store:
+def open_home(home: Path, texts: Iterable[str], background: Background) -> Store:
     """The store in the folder `home`, made if there is none, with dockerd's options.
 
     Raises InvalidValue for options that contradict each other or the store, and what `create_store` raises.
@@ -31,7 +32,7 @@ def open_home(home: Path, texts: Iterable[str]) -> Store:
     StorageOptions.from_pairs(given)
     if not is_store(home):
         logger.info("making a store in %s", home)
-        return create_store(home, as_texts(given))
+        return create_store(home, as_texts(given), background=background)
     with Store(home) as store:
         stored = parse_pairs(store.ledger.store().options)
         settled = {key: value for key, value in stored.items() if key in _STAYING}
@@ -43,7 +44,7 @@ def open_home(home: Path, texts: Iterable[str]) -> Store:
     if settled != stored:
         with Store(home) as store:
             store.pool.set_options(as_texts(settled))
-    store = Store(home)
+    store = Store(home, background=background)
     try:
         _grow(store, given)
     except BaseException:

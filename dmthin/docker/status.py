@@ -69,7 +69,7 @@ def human(size: int) -> str:
 def _nodes(store: Store) -> tuple[str, str]:
     """The block devices below the pool, empty while it is not active."""
     try:
-        table = store.lifecycle.pool(store.ledger.store()).table()
+        table = store.lifecycle.activation.pool(store.ledger.store()).table()
         return os.fspath(block.node_of(table.data_device)), os.fspath(block.node_of(table.metadata_device))
     except DmthinError:
         return "", ""

@@ -28,14 +28,19 @@ _libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c
 @contextmanager
 def opened(path: Path, flags: int = os.O_RDONLY) -> Iterator[int]:
     """A descriptor of a file or device; failures become errors that name it."""
-    try:
-        fd = os.open(path, flags | os.O_CLOEXEC)
-    except OSError as error:
-        raise os_failure(error, f"open {path}") from None
+    fd = open_descriptor(path, flags)
     try:
         yield fd
     finally:
         os.close(fd)
+
+
+def open_descriptor(path: Path, flags: int = os.O_RDONLY) -> int:
+    """Return a descriptor of a file or device, for the caller to close. Raises an error that names it."""
+    try:
+        return os.open(path, flags | os.O_CLOEXEC)
+    except OSError as error:
+        raise os_failure(error, f"open {path}") from None
 
 
 def exists(path: Path) -> bool:

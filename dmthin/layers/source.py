@@ -5,10 +5,11 @@ import stat
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import BinaryIO
 
 from dmthin.errors import DmthinError, InvalidValue, NotFound
-from dmthin.layers.entry import Entry, Reader, shown
+from dmthin.layers.entry import Entry, EntryType, Reader, shown
 from dmthin.layers.stream import ByteStream, RawInput, Readable
 from dmthin.layers.tar import TarReader
 from dmthin.layers.walk import TreeWalker, require_proc
@@ -97,6 +98,20 @@ def open_source(source: str | os.PathLike[str] | BinaryIO) -> Iterator[Source]:
             os.close(fd)
     else:
         yield _TarSource(source, "the archive")
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What a source holds: `bytes` is the sum of the lengths of its files, without their holes."""
+
+    name: str
+    bytes: int
+
+
+def measure_source(source: str | os.PathLike[str]) -> Measured:
+    """Read a directory or a tar to its end, and measure it. Raises what `open_source` and its iteration raise."""
+    with open_source(source) as entries:
+        return Measured(entries.name, sum(entry.stored for entry, _ in entries if entry.type is EntryType.FILE))
 
 
 def _unopened(name: str, error: OSError | ValueError) -> DmthinError:

@@ -1,55 +1,92 @@
 """Containers: writable snapshots of images, mounted where their users want them."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from dmthin.errors import InvalidValue
 from dmthin.store.config.layout import Layout
-from dmthin.store.layers import Layers
 from dmthin.store.state.ledger import Ledger
-from dmthin.store.state.model import Kind, Volume, check_name
+from dmthin.store.state.model import Kind, NewVolume, Volume, check_name
+from dmthin.store.volumes.children import Children, plan_child
 from dmthin.store.volumes.volumes import Volumes
 
 
-class Containers:
-    """The containers of one store."""
+@dataclass(frozen=True, slots=True)
+class MountPlan:
+    """A container that can be mounted at `place`, where it is already if `is_mounted`."""
 
-    def __init__(self, layout: Layout, ledger: Ledger, volumes: Volumes, layers: Layers) -> None:
+    container: Volume
+    place: Path
+    is_mounted: bool
+
+
+class Containers:
+    """The containers of one store. Each `plan_` method checks what its verb does, and changes nothing."""
+
+    def __init__(self, layout: Layout, ledger: Ledger, volumes: Volumes, children: Children) -> None:
         self._layout = layout
         self._ledger = ledger
         self._volumes = volumes
-        self._layers = layers
+        self._children = children
 
     def create(self, image: str, name: str, *, size: int | None = None) -> Volume:
-        """Make a container of an image, its block device ready. `size` in bytes may be more than the image's.
+        """Make a container of an image, its block device active; return it. `size` in bytes may exceed the image's.
 
-        Raises AlreadyExists, NotFound, InvalidValue (a size below the image's), NoDataSpace.
+        Raises AlreadyExists, NotFound, InvalidValue (the name; a size below the image's), NoDataSpace, NoMetadataSpace.
         """
+        return self._children.create(self.plan_create(image, name, size), activate=True).volume
+
+    def plan_create(self, image: str, name: str, size: int | None = None) -> NewVolume:
+        """Return the container that `create` makes. Raises what it does, except for want of space."""
         check_name(name, Kind.CONTAINER)
         parent = self._ledger.ready(image, Kind.IMAGE)
-        return self._layers.create(name, Kind.CONTAINER, parent, size, activate=True).volume
+        self._ledger.require_available(name)
+        return plan_child(name, Kind.CONTAINER, parent, size)
 
     def mount(self, name: str, target: Path | None = None) -> Path:
-        """Mount a container, by default below the store, and return where. Fine if it is mounted there already.
+        """Mount a container, by default below the store; return where. Fine if it is mounted there already.
 
-        Raises InvalidValue for a name that only an engine gives, without a target: such a name is no path.
+        Raises NotFound, InUse (open elsewhere, or another file system is mounted there), and InvalidValue without a
+        target for a name that only an engine gives: such a name is not a path.
         """
-        container = self._get(name)
-        if target is None and "/" in name:
-            raise InvalidValue(f"the container {name!r} has no place of its own", hint="name a folder to mount it at")
-        place = target.absolute().resolve() if target else self._layout.mount_point(name)
+        container, place = self._place(name, target)
         return self._volumes.mount(container, place)
 
+    def plan_mount(self, name: str, target: Path | None = None) -> MountPlan:
+        """Return the mount that `mount` makes. Raises what it does."""
+        container, place = self._place(name, target)
+        info = self._volumes.info(container)
+        return MountPlan(container, place, self._volumes.mounter.is_mounted(info, place))
+
     def unmount(self, name: str, *, force: bool = False) -> bool:
-        """Unmount a container wherever it is mounted; False if it was not. Raises InUse, which names the holders."""
-        return self._volumes.unmount(self._get(name), force=force)
+        """Unmount a container wherever it is mounted; False if it was not. Raises NotFound, InUse (names the users)."""
+        return self._volumes.unmount(self.get(name), force=force)
 
     def resize(self, name: str, size: int) -> Volume:
-        """Grow a container and its file system, in use or not. Raises InvalidValue for less than it has."""
-        return self._volumes.grow(self._get(name), size)
+        """Grow a container and its file system to `size` bytes, in use or not; return it. Raises as `Volumes.grow`."""
+        return self._volumes.grow(self.get(name), size)
+
+    def plan_resize(self, name: str, size: int) -> Volume:
+        """Return the container as `resize` makes it. Raises NotFound, InvalidValue, InUse (open elsewhere)."""
+        return self._volumes.plan_growth(self.get(name), size)
 
     def remove(self, name: str, *, force: bool = False) -> None:
-        """Remove a container. Raises InUse for one that is mounted; `force` detaches it lazily and defers the rest."""
-        self._volumes.remove(self._get(name), force=force)
+        """Remove a container. Raises NotFound, InUse for one that is mounted or open.
 
-    def _get(self, name: str) -> Volume:
+        With `force`, mounts are detached lazily, and the last user's end removes the rest.
+        """
+        self._volumes.removal.remove(self.get(name), force=force)
+
+    def plan_remove(self, name: str) -> Volume:
+        """Return the container that `remove` removes without `force`. Raises what it does."""
+        return self._volumes.removal.plan(self.get(name))
+
+    def get(self, name: str) -> Volume:
+        """Return a container. Raises NotFound."""
         return self._ledger.ready(name, Kind.CONTAINER)
+
+    def _place(self, name: str, target: Path | None) -> tuple[Volume, Path]:
+        container = self.get(name)
+        if target is None and "/" in name:
+            raise InvalidValue(f"the container {name!r} has no place of its own", hint="name a folder to mount it at")
+        return container, target.absolute().resolve() if target else self._layout.mount_point(name)

@@ -1,4 +1,4 @@
-"""Making a store: checks first, then the record of the intent, then files, loops and the pool."""
+"""Creation of a store: checks first, then the record of the intent, then files, loop devices and the pool."""
 
 import shlex
 import shutil
@@ -30,12 +30,14 @@ from dmthin.pool.thinpool import ThinPool
 from dmthin.store.config.direct_lvm import DirectLvm
 from dmthin.store.config.layout import DATA_FILE, METADATA_FILE, Layout
 from dmthin.store.config.options import StorageOptions, as_texts, parse_pairs
-from dmthin.store.lifecycle.pool_lifecycle import PoolLifecycle, pool_table
+from dmthin.store.lifecycle.activation import pool_table
+from dmthin.store.lifecycle.lifecycle import PoolLifecycle
 from dmthin.store.state import schema
 from dmthin.store.state.ledger import Ledger
 from dmthin.store.state.locks import Locks, make_lock_file
 from dmthin.store.state.model import StoreRecord, StoreState, new_uuid
 from dmthin.store.store import Store
+from dmthin.store.volumes.background import Background
 from dmthin.units import MIB, format_size
 
 _ATTEMPTS = 8
@@ -43,10 +45,13 @@ _LEAST_FREE = 64 * MIB
 """Bytes that the host file system must have free for the ledger and the first of the pool's metadata."""
 
 
-def create_store(root: Path, options: Iterable[str] = (), *, force: bool = False) -> Store:
-    """Make a store in a folder, and its pool; returned open. Either all of it is made, or nothing is left.
+def create_store(
+    root: Path, options: Iterable[str] = (), *, force: bool = False, background: Background | None = None
+) -> Store:
+    """Make a store in a folder, and its pool; return it open. All of it is made, or nothing.
 
     A block device that carries data, or a pool that is in use, is refused; `force` overwrites the device.
+    `background` is for the Store.
     Raises AlreadyExists, InUse, InvalidValue, NoDataSpace, Unavailable (no dm-thin), NotPermitted.
     """
     _clear_unfinished(Layout(root.absolute().resolve()))
@@ -60,11 +65,11 @@ def create_store(root: Path, options: Iterable[str] = (), *, force: bool = False
             with suppress(OSError):
                 layout.root.rmdir()
         raise
-    return Store(layout.root)
+    return Store(layout.root, background=background)
 
 
 def is_store(root: Path) -> bool:
-    """Whether there is a finished store; what a process died making is cleared away when it is made anew."""
+    """Return whether there is a finished store. An unfinished one is cleared away by `create_store`."""
     path = Layout(root.absolute().resolve()).ledger
     try:
         return Ledger(path).store().state is StoreState.READY
@@ -72,21 +77,23 @@ def is_store(root: Path) -> bool:
         return False
 
 
-def ensure_store(root: Path, options: Iterable[str] = ()) -> Store:
-    """The store in a folder, made if there is none. Raises what `create_store` and `Store` do."""
+def ensure_store(root: Path, options: Iterable[str] = (), background: Background | None = None) -> Store:
+    """Return the store in a folder, made if there is none. Raises what `create_store` and `Store` do."""
     options = tuple(options)
-    return Store(root, options) if is_store(root) else create_store(root, options)
+    if is_store(root):
+        return Store(root, options, background=background)
+    return create_store(root, options, background=background)
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A store that could be made: everything that can be checked has been."""
+    """A store that can be made: everything that can be checked has been."""
 
     layout: Layout
     record: StoreRecord
 
     def commands(self) -> list[str]:
-        """The steps as an administrator would type them."""
+        """Return the steps as commands that an administrator can paste."""
         if self.record.pool:
             return []
         data, meta = self.layout.data(self.record), self.layout.metadata(self.record)
@@ -104,7 +111,7 @@ class Plan:
 
 
 def plan_store(root: Path, options: Iterable[str] = (), *, force: bool = False) -> Plan:
-    """Check all that a new store needs, changing nothing. Raises what `create_store` does."""
+    """Check all that a new store needs, and return it as a plan. Changes nothing. Raises what `create_store` does."""
     pairs = parse_pairs(options)
     chosen = StorageOptions.from_pairs(pairs)
     layout = Layout(root.absolute().resolve())
@@ -130,7 +137,7 @@ def plan_store(root: Path, options: Iterable[str] = (), *, force: bool = False) 
 
 
 def _on_one_disk(record: StoreRecord, disk: DirectLvm, *, force: bool) -> StoreRecord:
-    """The record of a store that has a disk for itself, which is divided."""
+    """Return the record of a store that has a whole disk, which is divided."""
     _require_blank_device(disk.device, force=force)
     parts = divide(block.size(disk.device), disk.data_percent, disk.metadata_percent, record.block_size)
     return replace(
@@ -144,7 +151,7 @@ def _on_one_disk(record: StoreRecord, disk: DirectLvm, *, force: bool) -> StoreR
 
 
 def _on_two_places(record: StoreRecord, chosen: StorageOptions, layout: Layout, *, force: bool) -> StoreRecord:
-    """The record of a store whose data and metadata are a file of its own or a device each."""
+    """Return the record of a store whose data and metadata are each a file of its own or a device."""
     for device in filter(None, (chosen.data_device, chosen.metadata_device)):
         _require_blank_device(device, force=force)
     record = replace(
@@ -173,30 +180,30 @@ def _make_under_lock(plan: Plan) -> None:
                 try:
                     _build(plan)
                 except BaseException:
-                    layout.lock.unlink(missing_ok=True)  # while it is held: who waits for it looks again
+                    layout.lock.unlink(missing_ok=True)  # while it is held: a process that waits for it opens it again
                     raise
                 return
         except NotFound:
             if layout.lock.exists() or layout.root.is_file():
                 raise
-            _make_folder(layout.root)  # another's attempt has failed and taken them along
+            _make_folder(layout.root)  # another process has failed here and removed them
     raise AlreadyExists(f"{layout.root} is being made and unmade by others", hint="try again")
 
 
 def _build(plan: Plan) -> None:
-    """Record the intent and carry it out; undo it if that fails. The caller has the pool's lock alone."""
+    """Record the intent and carry it out; undo it if that fails. The caller holds the pool lock exclusively."""
     layout = plan.layout
     schema.make(layout.ledger)
     ledger = Ledger(layout.ledger)
-    keeper = _keeper(layout, ledger)
+    lifecycle = _lifecycle(layout, ledger)
     try:
         with ledger.transaction("store begins"):
             ledger.save_store(plan.record)
-        record = keeper.build(plan.record)
+        record = lifecycle.build(plan.record)
         with ledger.transaction("store made"):
             ledger.save_store(replace(record, state=StoreState.READY))
     except BaseException:
-        keeper.demolish(plan.record)
+        lifecycle.removal.carry_out(plan.record)
         raise
     finally:
         ledger.close()
@@ -212,7 +219,7 @@ def _require_no_store(layout: Layout) -> None:
 
 
 def _clear_unfinished(layout: Layout) -> None:
-    """Undo a store that a process died making or destroying. Raises AlreadyExists for one that is finished."""
+    """Remove a store whose creation or removal was interrupted; leave a finished one alone."""
     if not block.exists(layout.ledger):
         return
     make_lock_file(layout.lock)
@@ -227,10 +234,10 @@ def _clear_unfinished(layout: Layout) -> None:
             ledger.remove()
             return
         if record.state is not StoreState.READY:
-            _keeper(layout, ledger).demolish(record)
+            _lifecycle(layout, ledger).removal.carry_out(record)
 
 
-def _keeper(layout: Layout, ledger: Ledger) -> PoolLifecycle:
+def _lifecycle(layout: Layout, ledger: Ledger) -> PoolLifecycle:
     return PoolLifecycle(layout, ledger, IoctlDeviceMapper(UdevRules.PRIVATE), Dmsetup())
 
 
@@ -245,7 +252,7 @@ def _make_folder(root: Path) -> None:
 
 
 def _require_kernel() -> None:
-    """Raise Unavailable without dm-thin, after trying to load it."""
+    """Load dm-thin if need be. Raises Unavailable for a kernel without it."""
     try:
         with IoctlDeviceMapper() as dm:
             require_thin_pool(dm)
@@ -259,7 +266,7 @@ def _require_kernel() -> None:
 
 
 def _require_room(root: Path) -> None:
-    """Raise NoDataSpace on a host file system that is full: sparse files would be made, and nothing fit into them."""
+    """Raise NoDataSpace on a full host file system: sparse files could be made, but not written."""
     place = next(path for path in (root, *root.parents) if path.exists())
     free = shutil.disk_usage(place).free
     if free < _LEAST_FREE:
@@ -285,7 +292,7 @@ def _require_blank_device(device: Path, *, force: bool) -> None:
 
 
 def _require_empty_pool(name: str) -> int:
-    """The block size of a pool that was there before. Raises InUse for one that holds something already."""
+    """Return the block size of an existing pool in bytes. Raises NotFound, InvalidValue, InUse (it is not empty)."""
     with IoctlDeviceMapper() as dm:
         try:
             status = PoolStatus.parse(dm.status(name))
@@ -299,12 +306,12 @@ def _require_empty_pool(name: str) -> int:
         raise InUse(
             f"the pool {name} is in use by another store or program"
             f" (transaction id {status.transaction_id}, {status.data_used_blocks} blocks used)",
-            hint="give a pool that nobody has used yet",
+            hint="give a pool that has not been used yet",
         )
     return table.block_size
 
 
 def _volumes_in(name: str, table: PoolTable) -> set[int]:
-    """The ids of the volumes of a pool that nobody else reads now."""
+    """Return the device ids in a pool, by a metadata snapshot of it."""
     with IoctlDeviceMapper() as dm, ThinPool(name, "", dm, dm).metadata_snapshot():
         return metadata.device_ids(block.node_of(table.metadata_device))

@@ -16,7 +16,7 @@ from dmthin.kernel.devicemapper import DeviceInfo
 from dmthin.kernel.holders import Holder
 from dmthin.kernel.thin import PoolMode, ThinStatus
 from dmthin.pool.metadata import Usage
-from dmthin.store.lifecycle.pool import PoolReport
+from dmthin.store.pool import PoolReport
 from dmthin.store.state.model import Kind, State, Volume
 from dmthin.store.store import Store
 from dmthin.units import format_size

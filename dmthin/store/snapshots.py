@@ -1,19 +1,19 @@
-"""Snapshots by key, as containerd keeps them: prepared, written, committed under a name, and then parents of others.
+"""Snapshots: volumes as containerd uses them. An active one is prepared and written, then committed under a name.
 
-A key or name belongs to one snapshotter of the store; no snapshotter sees another's, nor bases, nor what others made.
+Each has a key within its snapshotter. A committed one is an image, and may be the parent of others.
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
-from functools import partial
 
 from dmthin.errors import AlreadyExists, InUse, InvalidValue, NotFound
 from dmthin.kernel.devicemapper import DeviceInfo
-from dmthin.store.layers import Layers
 from dmthin.store.state.ledger import Ledger
-from dmthin.store.state.model import Kind, Snapshot, SnapshotKind, Volume
+from dmthin.store.state.model import Kind, NewSnapshot, NewVolume, Snapshot, SnapshotKind
 from dmthin.store.state.snapshot_table import SnapshotTable, volume_name
+from dmthin.store.volumes.children import Children, plan_child
+from dmthin.store.volumes.cleanup import Cleanup
 from dmthin.store.volumes.volumes import Volumes
 
 _ATTEMPTS = 4
@@ -23,23 +23,24 @@ Labels = Mapping[str, str]
 
 
 class Snapshots:
-    """The snapshots of one store by snapshotter and key."""
+    """The snapshots of one store, by snapshotter and key."""
 
-    def __init__(self, ledger: Ledger, volumes: Volumes, layers: Layers) -> None:
+    def __init__(self, ledger: Ledger, volumes: Volumes, children: Children, cleanup: Cleanup) -> None:
         self._ledger = ledger
         self._volumes = volumes
-        self._layers = layers
-        self._keys = SnapshotTable(ledger)
+        self._children = children
+        self._cleanup = cleanup
+        self._table = SnapshotTable(ledger)
 
     def get(self, snapshotter: str, key: str) -> Snapshot:
-        """The snapshot with that key or name. Raises NotFound."""
-        if (found := self._keys.find(snapshotter, key)) is None:
+        """Return the snapshot with that key or name. Raises NotFound."""
+        if (found := self._table.find(snapshotter, key)) is None:
             raise NotFound(f"snapshot {key!r} is not there")
         return found
 
     def all(self, snapshotter: str) -> list[Snapshot]:
-        """The snapshots of a snapshotter, as they are at this moment."""
-        return self._keys.all(snapshotter)
+        """Return the snapshots of a snapshotter."""
+        return self._table.all(snapshotter)
 
     def prepare(
         self,
@@ -52,41 +53,40 @@ class Snapshots:
         base_size: int | None = None,
         view: bool = False,
     ) -> tuple[Snapshot, DeviceInfo]:
-        """Make an active snapshot or a view of a committed one, or of an empty file system; its device is there.
+        """Make an active snapshot or a view of a committed one, or of an empty file system; return it and its device.
 
-        `size` in bytes is what was asked for, `base_size` what one without parent has otherwise.
-        Raises AlreadyExists (the key), NotFound (the parent), InvalidValue (it is not committed; the size is less than
-        its own), NoDataSpace, NoMetadataSpace.
+        `size` in bytes is the one asked for, `base_size` the usual one of a snapshot without a parent.
+        Raises AlreadyExists (the key), NotFound (the parent), InvalidValue (the parent is not committed; a size below
+        the parent's), NoDataSpace, NoMetadataSpace.
         """
-        taken, below = self._keys.find_both(snapshotter, key, parent)
+        taken, below = self._table.find_both(snapshotter, key, parent)
         if taken is not None:
             raise AlreadyExists(f"the key {key!r} is that of the {taken.title}")
-        describe = _describer(snapshotter, key, parent, labels)
-        create = partial(self._layers.create_first, size=size, base_size=base_size)
+        snapshot = NewSnapshot(snapshotter, key, parent, labels, time.time_ns())
+        name = volume_name(snapshotter, key)
         if parent:
-            create = partial(self._layers.create, parent=_parent(parent, below).volume, size=size)
-        made = create(
-            volume_name(snapshotter, key),
-            Kind.CONTAINER,
-            activate=True,
-            read_only=view,
-            record=lambda volume: self._keys.add(describe(volume)),
-        )
-        assert made.device is not None  # since it was to be activated
-        return describe(made.volume), made.device
+            volume = _require_committed(parent, below).volume
+            new = plan_child(name, Kind.CONTAINER, volume, size, read_only=view, snapshot=snapshot)
+            made = self._children.create(new, activate=True)
+        else:
+            made = self._children.create_first(
+                name, Kind.CONTAINER, size, base_size=base_size, activate=True, read_only=view, snapshot=snapshot
+            )
+        assert made.device is not None  # it was to be activated
+        return snapshot.of(made.volume), made.device
 
     def activate(self, snapshot: Snapshot) -> DeviceInfo:
-        """The device of an active snapshot or a view, made if it is not there."""
-        with self._volumes.locked(snapshot.volume) as volume:
+        """Return the device of an active snapshot or a view, created again if it has gone. Raises NotFound."""
+        with self._volumes.locks.locked(snapshot.volume) as volume:
             return self._volumes.activate(volume)
 
     def commit(self, snapshotter: str, name: str, key: str, labels: Labels, parent: str = "") -> None:
-        """Let an active snapshot be known as `name`, unchanging from now on. To repeat it is fine.
+        """Commit an active snapshot as `name`; it does not change any more. Repeating a commit is fine.
 
-        Only the ledger is written before this returns. `parent`, if given, is to be the snapshot's own.
+        Only the ledger is written before this returns. `parent`, if given, must be the snapshot's own.
         Raises NotFound (the key), AlreadyExists (the name), InvalidValue (another parent), InUse (it is not active).
         """
-        active, done = self._keys.find_both(snapshotter, key, name)
+        active, done = self._table.find_both(snapshotter, key, name)
         if active is None and done is not None and done.source == key:
             return
         if active is None:
@@ -99,73 +99,74 @@ class Snapshots:
             )
         if done is not None:
             raise AlreadyExists(f"the name {name!r} is that of the {done.title}")
-        with self._volumes.locked(active.volume) as volume:
+        with self._volumes.locks.locked(active.volume) as volume:
             now = time.time_ns()
             committed = replace(volume, name=volume_name(snapshotter, name), kind=Kind.IMAGE)
             snapshot = Snapshot(committed, snapshotter, name, active.parent, labels, now, now, source=key)
             with self._ledger.transaction(f"commit {volume.name}"):
                 self._ledger.require_free(committed.name)
                 self._ledger.save(committed)
-                self._keys.save(snapshot)
-        self._layers.let_linger(committed)
+                self._table.save(snapshot)
+        self._cleanup.deactivate_later(committed)
 
     def remove(self, snapshotter: str, key: str) -> None:
-        """Remove a snapshot; its key is free at once, its space comes back behind the caller.
+        """Remove a snapshot. Its key is free when this returns; its space comes back later.
 
-        Raises NotFound, InUse (it has children, is mounted or open; says by whom).
+        Raises NotFound, InUse (it has children, is mounted or open; names the users).
         """
         volume = self.get(snapshotter, key).volume
         for attempt in range(_ATTEMPTS):
             try:
-                self._layers.remove_unused(volume)
+                self._cleanup.remove(volume)
             except InUse:
-                # udev and the like open a device for a moment; who has mounted it stays.
+                # udev and blkid open a device for a moment; a mount or a child stays.
                 if attempt + 1 == _ATTEMPTS or self._ledger.children(volume.device_id):
                     raise
                 time.sleep(_PAUSE_SECONDS)
             else:
                 return
 
-    def relabel(self, snapshotter: str, key: str, change: Callable[[Labels], Labels]) -> Snapshot:
-        """Give a snapshot the labels that `change` makes of its own. Raises NotFound."""
+    def relabel(self, snapshotter: str, key: str, labels: Labels, only: Collection[str] | None = None) -> Snapshot:
+        """Replace a snapshot's labels, or `only` those with these keys; return the snapshot then. Raises NotFound.
+
+        A key of `only` that has no value in `labels` is removed.
+        """
         with self._ledger.transaction(f"label {key}"):
             before = self.get(snapshotter, key)
-            after = replace(before, labels=change(before.labels), updated=time.time_ns())
-            self._keys.save(after)
+            kept = {label: value for label, value in before.labels.items() if only is not None and label not in only}
+            given = {label: value for label, value in labels.items() if only is None or (label in only and value)}
+            after = replace(before, labels=kept | given, updated=time.time_ns())
+            self._table.save(after)
         return after
 
-    def held(self, label: str, value: str, snapshotter: str, parent: str) -> Snapshot | None:
-        """A committed snapshot of any snapshotter that has this label; if there is one, of this and on that parent."""
-        return self._keys.held(label, value, snapshotter, parent)
+    def with_label(self, label: str, value: str, snapshotter: str, parent: str) -> Snapshot | None:
+        """Return a committed snapshot with this label, preferably of this snapshotter and on that parent."""
+        return self._table.with_label(label, value, snapshotter, parent)
 
     def adopt(self, snapshotter: str, name: str, parent: str, labels: Labels, seed: Snapshot) -> None:
-        """Make a committed snapshot that holds what `seed` holds, on a parent of the caller's. Raises as `prepare`."""
-        below = _parent(parent, self._keys.find(snapshotter, parent)).volume if parent else None
-        describe = _describer(snapshotter, name, parent, labels)
-        self._layers.copy(
-            volume_name(snapshotter, name),
-            Kind.IMAGE,
-            seed.volume,
-            below,
-            record=lambda volume: self._keys.add(describe(volume)),
+        """Make a committed snapshot with the content of `seed`, on a parent of the caller's. Raises as `prepare`."""
+        below = _require_committed(parent, self._table.find(snapshotter, parent)).volume if parent else None
+        origin = seed.volume
+        new = NewVolume(
+            name=volume_name(snapshotter, name),
+            kind=Kind.IMAGE,
+            size=origin.size,
+            file_system=origin.file_system,
+            parent=below or self._ledger.base_of(origin),
+            snapshot=NewSnapshot(snapshotter, name, parent, labels, time.time_ns()),
         )
+        self._children.copy(new, origin)
 
-    def count(self, snapshot: Snapshot, size: int, inodes: int) -> None:
-        """Keep what a committed snapshot has and its parent has not, which changes no more."""
-        with self._ledger.transaction(f"count {snapshot.key}", durable=False):
-            now = self._keys.find(snapshot.snapshotter, snapshot.key)
+    def save_usage(self, snapshot: Snapshot, size: int, inodes: int) -> None:
+        """Keep the usage of a committed snapshot, in bytes and inodes: it does not change any more."""
+        with self._ledger.transaction(f"usage {snapshot.key}", durable=False):
+            now = self._table.find(snapshot.snapshotter, snapshot.key)
             if now is not None and now.volume.device_id == snapshot.volume.device_id:
-                self._keys.save(replace(now, bytes=size, inodes=inodes))
+                self._table.save(replace(now, bytes=size, inodes=inodes))
 
 
-def _describer(snapshotter: str, key: str, parent: str, labels: Labels) -> Callable[[Volume], Snapshot]:
-    """What makes the record of a snapshot that is made now, once its volume is known."""
-    now = time.time_ns()
-    return lambda volume: Snapshot(volume, snapshotter, key, parent, labels, now, now)
-
-
-def _parent(name: str, found: Snapshot | None) -> Snapshot:
-    """The snapshot that was found under a parent's name. Raises NotFound, InvalidValue."""
+def _require_committed(name: str, found: Snapshot | None) -> Snapshot:
+    """Return the snapshot found under a parent's name. Raises NotFound, InvalidValue (it is not committed)."""
     if found is None:
         raise NotFound(f"the parent {name!r} is not there")
     if found.kind is not SnapshotKind.COMMITTED:

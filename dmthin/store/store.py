@@ -1,15 +1,14 @@
-"""A store: what every face holds. A directory with the pool's files, the ledger, and the mount points.
+"""A store: a directory with the pool's files, the ledger and the mount points. What every front end holds.
 
-A Store object keeps no truth of its own: it asks the ledger and the kernel each time, so any number of processes can
-work on one store at once, and each may be killed at any instant.
+A Store object keeps no state of its own: it asks the ledger and the kernel each time. So any number of processes can
+work on one store at the same time, and each may be killed at any instant.
 """
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Self
 
-from dmthin.errors import InvalidValue, Unavailable
+from dmthin.errors import InvalidValue
 from dmthin.kernel.devicemapper import UdevRules
 from dmthin.kernel.dmioctl import IoctlDeviceMapper
 from dmthin.kernel.dmsetup import Dmsetup
@@ -18,19 +17,21 @@ from dmthin.store.config.options import POOL_OPTIONS, StorageOptions, parse_pair
 from dmthin.store.containers import Containers
 from dmthin.store.images import Images
 from dmthin.store.layers import Layers
-from dmthin.store.lifecycle.pool import Pool
-from dmthin.store.lifecycle.pool_lifecycle import PoolLifecycle
+from dmthin.store.lifecycle.gate import Gate
+from dmthin.store.lifecycle.lifecycle import PoolLifecycle
+from dmthin.store.pool import Pool
 from dmthin.store.snapshots import Snapshots
 from dmthin.store.state.ledger import Ledger
 from dmthin.store.state.locks import Locks
-from dmthin.store.state.model import StoreRecord, Volume
+from dmthin.store.state.model import StoreRecord
+from dmthin.store.volumes.background import Background
 from dmthin.store.volumes.bases import Bases
-from dmthin.store.volumes.change import ActivePool
-from dmthin.store.volumes.recovery import Recovery
+from dmthin.store.volumes.children import Children
+from dmthin.store.volumes.cleanup import Cleanup
+from dmthin.store.volumes.spares import Spares
 from dmthin.store.volumes.volumes import Volumes
 from dmthin.units import format_exact
 
-_RECOVERIES = 8
 _HINTS = dict.fromkeys(POOL_OPTIONS, "it is fixed when the pool is made; leave the option out")
 _HINTS |= {
     "dm.loopdatasize": "grow it with: dmthin pool extend --data-size",
@@ -39,13 +40,17 @@ _HINTS |= {
 
 
 class Store:
-    """An open store: `store.pool`, `store.images`, `store.containers`. Threads may share one; processes open their own.
+    """An open store. Threads may share one; processes open their own.
 
-    `options` are storage options (`dm.basesize=20G`) that go before those of the store, for this object only.
+    Its parts are `pool`, `images` and `containers`, `layers` for dockerd and `snapshots` for containerd.
+    `options` are storage options (`dm.basesize=20G`) that override those of the store, for this object only.
+    `background` are the queues of a daemon; without it, all work is done before a call returns.
     """
 
-    def __init__(self, root: Path = DEFAULT_ROOT, options: Iterable[str] = ()) -> None:
-        """Open a store that exists; nothing is activated or changed yet.
+    def __init__(
+        self, root: Path = DEFAULT_ROOT, options: Iterable[str] = (), *, background: Background | None = None
+    ) -> None:
+        """Open a store that exists. Nothing is activated or changed.
 
         Raises NotFound (no store there), InvalidValue (an option, or one that differs from how the pool was made),
         Unavailable (a newer schema, no device-mapper), NotPermitted.
@@ -53,22 +58,35 @@ class Store:
         self.layout = Layout(root.absolute().resolve())
         given = parse_pairs(options)
         self.ledger = Ledger(self.layout.ledger)
-        record = self.ledger.store()
-        self.options = _with_stored(given, record)
+        self.options = _with_stored(given, self.ledger.store())
+        self.background = background or Background()
         self.locks = Locks(self.layout.lock)
         self.dm = IoctlDeviceMapper(UdevRules.PRIVATE)
         self.lifecycle = PoolLifecycle(self.layout, self.ledger, self.dm, Dmsetup())
-        self.volumes = Volumes(self.layout, self.ledger, self.locks, self.dm, self.options, self.change)
-        self.sweeper = Recovery(self.ledger, self.locks, self.dm, self.volumes)
-        bases = Bases(self.ledger, self.locks, self.volumes)
-        self.images = Images(self.ledger, self.volumes, bases, self.options)
-        self.layers = Layers(self.layout, self.ledger, self.volumes, bases, self.options)
-        self.snapshots = Snapshots(self.ledger, self.volumes, self.layers)
-        self.containers = Containers(self.layout, self.ledger, self.volumes, self.layers)
-        self.pool = Pool(self.layout, self.ledger, self.locks, self.lifecycle, self.change)
+
+        layout, ledger, chosen, queue = self.layout, self.ledger, self.options, self.background.work
+        gate = Gate(layout, ledger, self.locks, self.lifecycle)
+        volumes = Volumes(layout, ledger, self.locks, self.dm, gate, chosen)
+        bases = Bases(ledger, self.locks, volumes)
+        self.volumes = volumes
+        self.spares = Spares(ledger, volumes, self.background.spares)
+        self.cleanup = Cleanup(ledger, volumes, self.spares, queue)
+        children = Children(ledger, volumes, bases, self.spares, chosen, queue)
+        self.images = Images(ledger, volumes, bases, chosen)
+        self.containers = Containers(layout, ledger, volumes, children)
+        self.layers = Layers(layout, ledger, volumes, children, self.cleanup, chosen)
+        self.snapshots = Snapshots(ledger, volumes, children, self.cleanup)
+        self.pool = Pool(layout, ledger, self.locks, self.lifecycle, volumes.recovery)
+
+    def recover(self) -> None:
+        """Recover interrupted operations, and removals that were left to the last user of a device.
+
+        Where there are none, a pool that is down stays down.
+        """
+        self.volumes.recovery.run()
 
     def close(self) -> None:
-        """Let go of the ledger and the control node; may be called twice."""
+        """Close the ledger and the control node; may be called twice."""
         self.ledger.close()
         self.dm.close()
 
@@ -78,46 +96,9 @@ class Store:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    @contextmanager
-    def change(self) -> Iterator[ActivePool]:
-        """Share the pool for one change: it is up, and what processes that died have left is ended first.
-
-        Must not be nested, and must be short: who changes the pool itself waits for it.
-        """
-        for _ in range(_RECOVERIES):
-            with self.locks.share_pool():
-                record = self.ledger.store()
-                thin = self.lifecycle.pool(record)
-                info = thin.info()
-                growing: list[Volume] = []
-                if info is not None and self.lifecycle.is_in_order(record, info):
-                    if info.uuid != thin.uuid and not record.pool:
-                        self.lifecycle.require_own_devices(record)
-                    pool = ActivePool(thin, info.number, record)
-                    growing = self.sweeper.sweep(pool)
-                    if not growing:
-                        yield pool
-                        return
-            if growing:
-                for volume in growing:
-                    self.sweeper.finish_growth(volume)
-            else:
-                with self.locks.own_pool():
-                    self.lifecycle.recover()
-        raise Unavailable(f"the pool of {self.layout.root} does not stay up", hint="see: dmthin pool status, and dmesg")
-
-    def end_leftovers(self) -> None:
-        """End what removals left to the last user of a device, if that has gone, and what processes that died left.
-
-        Where there is nothing of that sort, a pool that is down stays down.
-        """
-        if self.ledger.is_work_left():
-            with self.change():
-                pass
-
 
 def _with_stored(given: dict[str, str], record: StoreRecord) -> StorageOptions:
-    """The store's options with the given ones before them. Raises InvalidValue for one that the pool cannot follow."""
+    """Return the store's options, overridden by the given ones. Raises InvalidValue for what the pool cannot take."""
     stored = parse_pairs(record.options)
     default = StorageOptions.from_pairs(stored)
     merged = StorageOptions.from_pairs({**stored, **given})

@@ -21,11 +21,11 @@ from benchlib.timings import Timings
 from benchlib.udev import install_rules, settle
 from dmthin.kernel.dmsetup import Dmsetup
 from dmthin.pool.backing import SparseFile
-from dmthin.store.lifecycle.pool_lifecycle import pool_table
+from dmthin.store.lifecycle.activation import pool_table
 from dmthin.store.state.model import Volume
 from dmthin.store.state.snapshot_table import SnapshotTable
 from dmthin.store.store import Store
-from dmthin.store.volumes.background import BackgroundQueue
+from dmthin.store.volumes.background import Background, BackgroundQueue
 from dmthin.units import KIB, MIB, parse_size
 from enginelib.daemons import ENGINES, ROOTFS, SCRATCH, Daemon, tar_of
 from enginelib.snapshots import Snapshots
@@ -288,15 +288,14 @@ def _layer_of(store: Store) -> Volume:
 @contextmanager
 def _opened(root: Path) -> Iterator[Store]:
     """The store beside its daemon, used as the daemon uses it."""
-    with Store(root) as store:
-        behind, spares = BackgroundQueue("bench"), BackgroundQueue("spares")
-        store.layers.behind, store.layers.spares.behind = behind, spares
+    work, spares = BackgroundQueue("bench"), BackgroundQueue("spares")
+    with Store(root, background=Background(work, spares)) as store:
         try:
             yield store
         finally:
-            store.layers.spares.close()
-            for work in (behind, spares):
-                work.close()
+            store.spares.close()
+            for queue in (work, spares):
+                queue.close()
 
 
 def bench(rounds: int) -> int:

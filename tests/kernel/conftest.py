@@ -11,6 +11,7 @@ from dmthin.kernel.dmioctl import IoctlDeviceMapper
 from dmthin.kernel.dmsetup import Dmsetup
 from dmthin.store.create import create_store
 from dmthin.store.store import Store
+from dmthin.store.volumes.background import Background
 from tests.support.stores import SMALL, kernel_state, scratch_folder, take_down
 
 
@@ -71,8 +72,8 @@ def make_store(scratch: Path) -> Iterator[Callable[..., Store]]:
     """Make stores that are taken down, checked and destroyed after the test."""
     with ExitStack() as stack:
 
-        def make(*options: str, name: str = "store") -> Store:
-            store = create_store(scratch / name, (*SMALL, *options))
+        def make(*options: str, name: str = "store", background: Background | None = None) -> Store:
+            store = create_store(scratch / name, (*SMALL, *options), background=background)
             stack.callback(take_down, store)
             return store
 

@@ -59,7 +59,7 @@ def _forget_base(store: Store) -> None:
     """Remove the base that an import with a size of its own has made, so that the next has to make it again."""
     _drop("other")(store)
     if base := store.ledger.find("@base/ext4/300M"):
-        store.volumes.remove(base)
+        store.volumes.removal.remove(base)
 
 
 def _extend(store: Store) -> object:

@@ -144,7 +144,7 @@ def test_trim_frees_blocks_of_the_data_and_no_other(scratch: Path, direct: Store
     for number in range(512):
         rigs.write_block(node, number, rigs.pattern(3, number))
     direct.volumes.deactivate(gone)
-    direct.volumes.remove(gone)
+    direct.volumes.removal.remove(gone)
     process.run("sync")
     before = block.allocated(scratch / "disk")
     direct.pool.trim()
@@ -329,7 +329,7 @@ def test_extension_is_the_way_out_of_a_full_pool_until_the_disk_ends(make_direct
     assert store.pool.extend_if_due() is False
     assert all(rigs.read_block(node, index) == rigs.pattern(9, index) for index in range(0, number, 7))
     store.volumes.deactivate(volume)
-    store.volumes.remove(volume)
+    store.volumes.removal.remove(volume)
 
 
 def _await_full(store: Store) -> None:
@@ -368,7 +368,7 @@ def test_extension_that_is_not_wanted(make_direct: MakeStore, store: Store) -> N
     direct.pool.deactivate()
     assert direct.pool.extend_if_due() is False
     assert store.pool.extend_if_due() is False
-    direct.volumes.remove(volume)
+    direct.volumes.removal.remove(volume)
 
 
 # --- dry runs -------------------------------------------------------------------------------------------------------

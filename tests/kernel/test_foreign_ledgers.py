@@ -66,7 +66,7 @@ def test_a_ledger_from_an_old_copy_costs_no_volume(store: Store, image: str, scr
         for foreign in thintools.ids_in(now) - {volume.device_id for volume in now.ledger.volumes()}:
             with suppress(NotFound):
                 now.dm.remove(record.device_name(foreign))
-            now.lifecycle.pool(record).delete(foreign)
+            now.lifecycle.activation.pool(record).delete(foreign)
         assert (now.containers.mount("precious") / "data").read_text() == "precious\n"
 
 
@@ -129,7 +129,7 @@ def test_a_copied_store_does_not_touch_the_pool_of_the_other(
         actions: tuple[Callable[[], object], ...] = (
             copy.pool.activate,
             lambda: raw_volume(copy, "mine"),
-            lambda: copy.volumes.remove(copy.ledger.ready("volume")),
+            lambda: copy.volumes.removal.remove(copy.ledger.ready("volume")),
             lambda: copy.pool.extend(data_size=8 * GIB),
             copy.pool.trim,
             copy.pool.deactivate,

@@ -128,7 +128,7 @@ def _grow_and_die(store: Store, data_size: int, metadata_size: int, done: str) -
         elif done != "nothing":
             backing.grow(target)
     if done == "table loaded":
-        pool = store.lifecycle.pool(record)
+        pool = store.lifecycle.activation.pool(record)
         store.dm.load(pool.name, [replace(pool.table(), size=data_size).target()])
 
 

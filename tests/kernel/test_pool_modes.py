@@ -386,7 +386,7 @@ def test_a_pool_that_needs_a_check_goes_down(dm: IoctlDeviceMapper, scratch: Pat
         with create_store(scratch / "store", options) as store:
             disk.break_writes()
             with pytest.raises(DmthinError):
-                store.lifecycle.pool(store.ledger.store()).create_thin(1000)
+                store.lifecycle.activation.pool(store.ledger.store()).create_thin(1000)
             disk.heal()
             status = store.pool.status().status
             assert status is not None and status.needs_check

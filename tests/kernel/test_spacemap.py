@@ -242,7 +242,7 @@ def test_what_is_no_metadata(scratch: Path, metadata_file: Path) -> None:
 
 def raw_volume(store: Store, name: str, size: int = 256 * MIB) -> tuple[Volume, Path]:
     """A volume without a file system, and its node."""
-    with store.volumes.making(NewVolume(name, Kind.BASE, size, "ext4", None), activate=True) as volume:
+    with store.volumes.creation.making(NewVolume(name, Kind.BASE, size, "ext4", None), activate=True) as volume:
         info = store.volumes.info(volume)
     assert info is not None
     return store.ledger.ready(name), Path(info.node)
@@ -264,7 +264,7 @@ def test_trim_gives_the_space_of_deleted_volumes_back(make_store: Callable[..., 
             oracle.write()
     data = store.layout.data(store.ledger.store()).path
     full = block.allocated(data)
-    store.volumes.remove(gone)
+    store.volumes.removal.remove(gone)
     assert block.allocated(data) == full, "deletion alone gives nothing back"
     given = store.pool.trim()
     assert given == full - block.allocated(data)
@@ -280,7 +280,7 @@ def test_trim_of_everything(make_store: Callable[..., Store]) -> None:
     store = make_store("dm.blkdiscard=false")
     volume, node = raw_volume(store, "volume")
     write(node, range(200))
-    store.volumes.remove(volume)
+    store.volumes.removal.remove(volume)
     assert store.pool.trim() >= 200 * BLOCK
     assert block.allocated(store.layout.data(store.ledger.store()).path) == 0
 
@@ -294,12 +294,12 @@ def test_a_block_size_above_a_mebibyte_is_trimmed_block_by_block(make_store: Cal
         rigs.write_block(node, 0, rigs.pattern(1, 0))
         volumes.append(volume)
     for volume in volumes[::2]:
-        store.volumes.remove(volume)
+        store.volumes.removal.remove(volume)
     data = store.layout.data(store.ledger.store()).path
     assert 3 * BLOCK <= store.pool.trim() < 4 * BLOCK
     assert 2 * BLOCK <= block.allocated(data) < 3 * BLOCK
     for volume in volumes[1::2]:
-        store.volumes.remove(volume)
+        store.volumes.removal.remove(volume)
 
 
 def test_writers_lose_nothing_while_trim_runs_again_and_again(make_store: Callable[..., Store]) -> None:
@@ -315,12 +315,12 @@ def test_writers_lose_nothing_while_trim_runs_again_and_again(make_store: Callab
         for turn in range(5):
             volume, node = raw_volume(store, f"turn-{turn}")
             write(node, range(0, 100, 1 + turn % 2))
-            store.volumes.remove(volume)
+            store.volumes.removal.remove(volume)
             store.pool.trim()
     steps.arm(0)
     assert sum(freed) > 5 * 16_000, "most of the pool is free, and it was punched at every turn"
     for volume, _node in (one, two):
-        store.volumes.remove(volume)
+        store.volumes.removal.remove(volume)
 
 
 def test_trim_reports_its_progress(make_store: Callable[..., Store]) -> None:

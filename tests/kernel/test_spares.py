@@ -3,9 +3,8 @@
 import os
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -13,11 +12,12 @@ from dmthin import steps
 from dmthin.errors import AlreadyExists, NoDataSpace, NotFound
 from dmthin.kernel import mount
 from dmthin.kernel.devicemapper import DeviceInfo
-from dmthin.store.lifecycle.pool import PoolReport
-from dmthin.store.state.model import SPARE_NAMES, State, Volume
+from dmthin.store.pool import PoolReport
+from dmthin.store.state.model import SPARE_NAMES, NewVolume, State, Volume
 from dmthin.store.store import Store
 from dmthin.store.volumes import spares
-from dmthin.store.volumes.background import BackgroundQueue
+from dmthin.store.volumes.background import Background, BackgroundQueue
+from dmthin.store.volumes.creation import Unfinished
 from dmthin.units import MIB
 from tests.support import processes
 from tests.support.stores import fill
@@ -33,24 +33,24 @@ def options() -> tuple[str, ...]:
 
 
 @pytest.fixture
-def store(make_store: Callable[..., Store], options: tuple[str, ...]) -> Store:
-    return make_store(*options)
+def queue() -> BackgroundQueue:
+    """The queue in which the daemon whose store this is makes spares."""
+    return BackgroundQueue("test")
 
 
 @pytest.fixture
-def behind(store: Store) -> Iterator[BackgroundQueue]:
-    """The thread of a daemon, whose store this is; it makes spares."""
-    behind = store.layers.spares.behind = BackgroundQueue("test")
-    yield behind
-    store.layers.spares.close()
-    behind.close()
+def store(make_store: Callable[..., Store], options: tuple[str, ...], queue: BackgroundQueue) -> Iterator[Store]:
+    store = make_store(*options, background=Background(spares=queue))
+    yield store
+    store.spares.close()
+    queue.close()
 
 
 @pytest.fixture
-def spare(store: Store, behind: BackgroundQueue, place: Path) -> Volume:
+def spare(store: Store, queue: BackgroundQueue, place: Path) -> Volume:
     """The spare of the image `image`."""
     make_image(store, place, "image")
-    return ask_twice(store, behind, "image")
+    return ask_twice(store, queue, "image")
 
 
 def make_image(store: Store, place: Path, name: str) -> None:
@@ -61,12 +61,12 @@ def make_image(store: Store, place: Path, name: str) -> None:
     store.snapshots.commit(NAME, name, f"{name}-key", {})
 
 
-def ask_twice(store: Store, behind: BackgroundQueue, image: str) -> Volume:
+def ask_twice(store: Store, queue: BackgroundQueue, image: str) -> Volume:
     """Make two snapshots of an image, and with them its spare."""
     for number in (1, 2):
         assert not found(store, image)
         store.snapshots.prepare(NAME, f"{image}-{number}", image, {})
-    behind.drain()
+    queue.drain()
     (spare,) = found(store, image)
     return spare
 
@@ -117,10 +117,10 @@ def test_the_next_snapshot_is_the_spare_and_costs_one_step(store: Store, spare: 
         assert (root / "file").read_text() == "image"
 
 
-def test_there_is_a_new_one_for_the_next(store: Store, behind: BackgroundQueue, spare: Volume) -> None:
+def test_there_is_a_new_one_for_the_next(store: Store, queue: BackgroundQueue, spare: Volume) -> None:
     for key in ("third", "fourth"):
         taken = store.snapshots.prepare(NAME, key, "image", {})[0].volume
-        behind.drain()
+        queue.drain()
         (next_one,) = found(store, "image")
         assert next_one.device_id > taken.device_id
 
@@ -134,12 +134,12 @@ def test_a_spare_is_nobodys_child_and_goes_with_its_image(store: Store, spare: V
         store.snapshots.prepare(NAME, "third", "image", {})
 
 
-def test_what_a_spare_shares_with_its_image_comes_back(store: Store, behind: BackgroundQueue, place: Path) -> None:
+def test_what_a_spare_shares_with_its_image_comes_back(store: Store, queue: BackgroundQueue, place: Path) -> None:
     _, info = store.snapshots.prepare(NAME, "key", "", {})
     with mounted(info, place) as root:
         fill(root / "file", 64 * MIB)
     store.snapshots.commit(NAME, "image", "key", {})
-    ask_twice(store, behind, "image")
+    ask_twice(store, queue, "image")
     before = store.pool.status()
     for key in ("image-1", "image-2", "image"):
         store.snapshots.remove(NAME, key)
@@ -148,7 +148,7 @@ def test_what_a_spare_shares_with_its_image_comes_back(store: Store, behind: Bac
     assert allocated(after) <= allocated(before) - 64 * MIB
 
 
-def test_each_of_many_at_once_gets_its_own(store: Store, behind: BackgroundQueue, spare: Volume) -> None:
+def test_each_of_many_at_once_gets_its_own(store: Store, queue: BackgroundQueue, spare: Volume) -> None:
     made = []
 
     def make(number: int) -> None:
@@ -158,7 +158,7 @@ def test_each_of_many_at_once_gets_its_own(store: Store, behind: BackgroundQueue
     in_threads(8, make)
     assert len(set(made)) == 8
     assert spare.device_id in made
-    behind.drain()
+    queue.drain()
     assert len(found(store, "image")) == 1
 
 
@@ -170,13 +170,13 @@ def test_a_taken_key_leaves_the_spare_where_it_is(store: Store, spare: Volume) -
 
 def test_a_key_that_is_taken_meanwhile_is_refused(store: Store, spare: Volume, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two callers with one key: the later one finds that out in its last step only."""
-    prepare = store.snapshots._keys.find_both
+    prepare = store.snapshots._table.find_both
 
     def nobody_yet(snapshotter: str, key: str, parent: str) -> object:
         _, below = prepare(snapshotter, key, parent)
         return None, below
 
-    monkeypatch.setattr(store.snapshots._keys, "find_both", nobody_yet)
+    monkeypatch.setattr(store.snapshots._table, "find_both", nobody_yet)
     with pytest.raises(AlreadyExists):
         store.snapshots.prepare(NAME, "image-1", "image", {})
     assert not all_spares(store)
@@ -202,13 +202,13 @@ def test_a_spare_whose_device_has_gone_gets_it_again(store: Store, spare: Volume
         assert (root / "file").read_text() == "image"
 
 
-def test_an_image_in_use_gets_no_spare(store: Store, behind: BackgroundQueue, place: Path) -> None:
+def test_an_image_in_use_gets_no_spare(store: Store, queue: BackgroundQueue, place: Path) -> None:
     """It was committed while it was mounted: what is written still belongs into the next snapshot."""
     make_image(store, place, "image")
     with mounted(store.snapshots.activate(store.snapshots.get(NAME, "image")), place):
         for number in (1, 2, 3):
             store.snapshots.prepare(NAME, f"image-{number}", "image", {})
-        behind.drain()
+        queue.drain()
         assert not all_spares(store)
 
 
@@ -220,13 +220,13 @@ def test_those_of_another_size_and_views_are_made(store: Store, spare: Volume) -
 
 
 def test_there_are_no_more_than_so_many(
-    store: Store, behind: BackgroundQueue, place: Path, monkeypatch: pytest.MonkeyPatch
+    store: Store, queue: BackgroundQueue, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The image that was given one the longest ago has to do without."""
     monkeypatch.setattr(spares, "_MOST", 2)
     for image in ("one", "two", "three"):
         make_image(store, place, image)
-        ask_twice(store, behind, image)
+        ask_twice(store, queue, image)
     assert not found(store, "one")
     assert found(store, "two")
     assert found(store, "three")
@@ -241,71 +241,71 @@ def test_other_processes_leave_a_spare_alone(store: Store, spare: Volume) -> Non
     assert store.snapshots.prepare(NAME, "third", "image", {})[0].volume.device_id == spare.device_id
 
 
-def test_an_end_leaves_none(store: Store, behind: BackgroundQueue, spare: Volume) -> None:
+def test_an_end_leaves_none(store: Store, queue: BackgroundQueue, spare: Volume) -> None:
     store.snapshots.prepare(NAME, "third", "image", {})  # the next one is on its way
-    store.layers.spares.close()
-    behind.drain()
+    store.spares.close()
+    queue.drain()
     assert not all_spares(store)
     assert {volume.state for volume in store.ledger.volumes()} == {State.READY}
     assert store.snapshots.prepare(NAME, "fourth", "image", {})
 
 
 def test_an_end_in_the_middle_of_making_one_leaves_none(
-    store: Store, behind: BackgroundQueue, place: Path, monkeypatch: pytest.MonkeyPatch
+    store: Store, queue: BackgroundQueue, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_image(store, place, "image")
-    making = store.volumes.making
+    begin = store.volumes.creation.begin
 
-    def closing(*arguments: Any, **options: Any) -> AbstractContextManager[Volume]:
-        store.layers.spares.close()
-        return making(*arguments, **options)
+    def closing(new: NewVolume, *, activate: bool = False) -> Unfinished:
+        store.spares.close()
+        return begin(new, activate=activate)
 
     for key in ("first", "second"):
         store.snapshots.prepare(NAME, key, "image", {})
-    monkeypatch.setattr(store.volumes, "making", closing)
-    behind.drain()
+    monkeypatch.setattr(store.volumes.creation, "begin", closing)
+    queue.drain()
     assert not all_spares(store)
 
 
 def test_an_end_does_not_bring_a_pool_up_that_was_taken_down(
-    store: Store, behind: BackgroundQueue, spare: Volume
+    store: Store, queue: BackgroundQueue, spare: Volume
 ) -> None:
     """An administrator may be at its metadata with thin_check."""
     with Store(store.layout.root) as other:
         other.pool.deactivate()
-    store.layers.spares.close()
+    store.spares.close()
     assert not store.pool.status().active
     assert all_spares(store) == [spare]
     store.pool.activate()
     assert not all_spares(store)
 
 
-def test_no_pool_is_brought_up_for_a_spare(store: Store, behind: BackgroundQueue, place: Path) -> None:
+def test_no_pool_is_brought_up_for_a_spare(store: Store, queue: BackgroundQueue, place: Path) -> None:
     make_image(store, place, "image")
     for key in ("first", "second"):
         store.snapshots.prepare(NAME, key, "image", {})
     with Store(store.layout.root) as other:
         other.pool.deactivate()
-    behind.drain()
+    queue.drain()
     assert not store.pool.status().active
     assert not all_spares(store)
 
 
 def test_an_image_that_another_process_removes_leaves_no_blocks(
-    store: Store, behind: BackgroundQueue, place: Path
+    store: Store, queue: BackgroundQueue, place: Path
 ) -> None:
     """The daemon hears of it in containerd's next Cleanup."""
     make_image(store, place, "image")
     with mounted(store.snapshots.activate(store.snapshots.get(NAME, "image")), place) as root:
         fill(root / "more", 64 * MIB)
     store.volumes.deactivate(store.snapshots.get(NAME, "image").volume)
-    ask_twice(store, behind, "image")
+    ask_twice(store, queue, "image")
     before = store.pool.status()
     with Store(store.layout.root) as other:
         for key in ("image-1", "image-2", "image"):
             other.snapshots.remove(NAME, key)
         assert all_spares(other)
-    store.layers.spares.drop_orphans()
+    store.spares.drop_orphans()
     assert not all_spares(store)
     after = store.pool.status()
     assert after.data_used <= before.data_used - 64 * MIB
@@ -321,11 +321,11 @@ def test_a_process_that_dies_while_an_image_goes_leaves_no_blocks(store: Store, 
     before = store.pool.status()
 
     def remove_all_and_die() -> None:
-        with Store(store.layout.root) as own:
-            own.layers.behind = own.layers.spares.behind = BackgroundQueue("own")
+        queue = BackgroundQueue("own")
+        with Store(store.layout.root, background=Background(queue, queue)) as own:
             for key in ("first", "second"):
                 own.snapshots.prepare(NAME, key, "image", {})
-            own.layers.behind.drain()
+            queue.drain()
             for key in ("first", "second", "image"):
                 own.snapshots.remove(NAME, key)
             os.kill(os.getpid(), signal.SIGKILL)
@@ -345,27 +345,28 @@ def test_unmounting_everything_does_not_wait_for_a_spare(store: Store, spare: Vo
 
 
 def test_a_removal_that_is_under_way_ends_before_a_spare_is_made(
-    store: Store, behind: BackgroundQueue, place: Path
+    store: Store, queue: BackgroundQueue, place: Path
 ) -> None:
     make_image(store, place, "image")
     for key in ("first", "second"):
         store.snapshots.prepare(NAME, key, "image", {})
     for key in ("first", "second"):
         store.snapshots.remove(NAME, key)
-    store.layers.behind = removing = BackgroundQueue("removing")
-    try:
-        store.snapshots.remove(NAME, "image")  # keeps its lock for a moment
-        behind.drain()
-        assert not all_spares(store)
-    finally:
-        removing.close()
+    removing = BackgroundQueue("removing")
+    with Store(store.layout.root, background=Background(removing)) as other:
+        try:
+            other.snapshots.remove(NAME, "image")  # keeps its lock for a moment
+            queue.drain()
+            assert not all_spares(store)
+        finally:
+            removing.close()
 
 
-def test_an_image_that_was_removed_meanwhile_gets_none(store: Store, behind: BackgroundQueue, place: Path) -> None:
+def test_an_image_that_was_removed_meanwhile_gets_none(store: Store, queue: BackgroundQueue, place: Path) -> None:
     make_image(store, place, "image")
     for number in (1, 2):
         store.snapshots.prepare(NAME, f"image-{number}", "image", {})
     for key in ("image-1", "image-2", "image"):
         store.snapshots.remove(NAME, key)
-    behind.drain()
+    queue.drain()
     assert not all_spares(store)

@@ -17,7 +17,7 @@ from dmthin.pool import volume
 from dmthin.pool.guard import Guard
 from dmthin.store.state.model import Kind, State
 from dmthin.store.store import Store
-from dmthin.store.volumes.background import BackgroundQueue
+from dmthin.store.volumes.background import Background, BackgroundQueue
 from dmthin.units import GIB, MIB
 from enginelib.waiting import until
 from tests.support import processes
@@ -34,12 +34,12 @@ def layer(store: Store) -> str:
 
 
 @pytest.fixture
-def behind(store: Store) -> Iterator[BackgroundQueue]:
-    """The thread of a daemon, whose store this is."""
-    behind = BackgroundQueue("test")
-    store.layers.behind = behind
-    yield behind
-    behind.close()
+def daemon(store: Store) -> Iterator[Store]:
+    """The same store as a daemon has it open, with a background queue."""
+    queue = BackgroundQueue("test")
+    with Store(store.layout.root, background=Background(queue)) as daemon:
+        yield daemon
+        queue.close()
 
 
 def child(store: Store, name: str, parent: str, size: int | None = None) -> None:
@@ -198,40 +198,39 @@ def test_what_may_not_be_deferred_is_an_error(store: Store, layer: str) -> None:
     assert store.ledger.find(layer) is None
 
 
-def test_a_daemon_leaves_a_device_for_a_moment(store: Store, layer: str, behind: BackgroundQueue) -> None:
-    place = store.layers.acquire(layer)
+def test_a_daemon_leaves_a_device_for_a_moment(store: Store, layer: str, daemon: Store) -> None:
+    place = daemon.layers.acquire(layer)
     (place / "more").write_text("written before the last close\n")
-    store.layers.release(layer)
+    daemon.layers.release(layer)
     assert store.volumes.info(store.ledger.ready(layer)) is not None
-    child(store, "web", layer)
-    with store.layers.opened("web") as root:
+    child(daemon, "web", layer)
+    with daemon.layers.opened("web") as root:
         assert names(root) == ["file", "more"]
-    store.layers.acquire(layer)
-    behind.drain()
+    daemon.layers.acquire(layer)
+    daemon.cleanup.drain()
     assert is_mounted(place), "what is in use again stays"
-    store.layers.release(layer)
-    behind.drain()
+    daemon.layers.release(layer)
+    daemon.cleanup.drain()
     assert store.volumes.info(store.ledger.ready(layer)) is None
     assert store.volumes.info(store.ledger.ready("web")) is None
 
 
-def test_a_daemon_removes_behind_its_caller(store: Store, layer: str, behind: BackgroundQueue) -> None:
-    child(store, "web", layer)
-    store.layers.release("web")
-    store.layers.acquire("web")
-    store.layers.remove("web")
+def test_a_daemon_removes_after_it_has_answered(store: Store, layer: str, daemon: Store) -> None:
+    child(daemon, "web", layer)
+    daemon.layers.release("web")
+    daemon.layers.acquire("web")
+    daemon.layers.remove("web")
     assert [volume.state for volume in store.ledger.unfinished()] == [State.REMOVING]
-    child(store, "web", layer)  # nor does this change take the rest out of the thread's hands
+    child(daemon, "web", layer)  # nor does this change take the rest out of the thread's hands
     assert [volume.state for volume in store.ledger.unfinished()] == [State.REMOVING]
-    behind.drain()
+    daemon.cleanup.drain()
     assert store.ledger.unfinished() == []
     assert [volume.name for volume in store.ledger.volumes() if volume.kind is not Kind.BASE] == [layer, "web"]
 
 
 def test_what_a_daemon_that_was_killed_had_before_it_is_done_by_the_next(store: Store, layer: str) -> None:
     def remove_and_die() -> None:
-        with Store(store.layout.root) as own:
-            own.layers.behind = BackgroundQueue("own")
+        with Store(store.layout.root, background=Background(BackgroundQueue("own"))) as own:
             child(own, "web", layer)
             own.layers.acquire(layer)
             own.layers.release(layer)
@@ -240,29 +239,27 @@ def test_what_a_daemon_that_was_killed_had_before_it_is_done_by_the_next(store: 
 
     assert processes.run(remove_and_die) == -signal.SIGKILL
     assert len(store.ledger.unfinished()) == 1
-    store.layers.deactivate_idle(Kind.IMAGE)
+    store.cleanup.deactivate_idle(Kind.IMAGE)
     assert store.volumes.info(store.ledger.ready(layer)) is None
     assert store.ledger.unfinished() == []
 
 
-def test_a_snapshot_is_whole_whoever_mounts_its_origin_meanwhile(
-    store: Store, layer: str, behind: BackgroundQueue
-) -> None:
+def test_a_snapshot_is_whole_whoever_mounts_its_origin_meanwhile(store: Store, layer: str, daemon: Store) -> None:
     def write() -> None:
         for number in range(12):
-            place = store.layers.acquire(layer)
+            place = daemon.layers.acquire(layer)
             for name in ("a", "b"):
                 (place / name).write_text(f"{number}" * 9000)
-            store.layers.release(layer)
+            daemon.layers.release(layer)
 
     writer = threading.Thread(target=write)
     writer.start()
     made = 0
     while writer.is_alive():
-        child(store, f"web{made}", layer)
+        child(daemon, f"web{made}", layer)
         made += 1
     writer.join()
-    behind.drain()
+    daemon.cleanup.drain()
     for number in range(made):
         volume = store.ledger.ready(f"web{number}")
         info = store.volumes.activate(volume)

@@ -73,7 +73,7 @@ def picture(store: Store) -> dict[str, object]:
         "tables": tables,
         "record": record,
         "volumes": store.ledger.volumes(),
-        "transaction": store.pool.status().status and store.lifecycle.status(record).transaction_id,
+        "transaction": store.pool.status().status and store.lifecycle.activation.pool(record).status().transaction_id,
         "sizes": [layout.data(record).size(), layout.metadata(record).size()],
         "files": sorted(path.name for path in layout.root.iterdir() if not path.name.startswith("ledger.db-")),
         "mount points": sorted(os.listdir(layout.mounts)),

@@ -12,7 +12,7 @@ from tests.support.rigs import Oracle
 
 def raw_volume(store: Store, name: str, size: int = 64 * MIB) -> tuple[Volume, Path]:
     """A volume without a file system, and its node."""
-    with store.volumes.making(NewVolume(name, Kind.BASE, size, "ext4", None), activate=True) as volume:
+    with store.volumes.creation.making(NewVolume(name, Kind.BASE, size, "ext4", None), activate=True) as volume:
         pass
     info = store.volumes.info(volume)
     assert info is not None
@@ -42,12 +42,12 @@ def sizes(store: Store) -> tuple[int, int]:
 
 def exhaust(store: Store, dm: IoctlDeviceMapper) -> None:
     """Fill the metadata with volumes that the ledger does not know."""
-    pool = store.lifecycle.pool(store.ledger.store())
+    pool = store.lifecycle.activation.pool(store.ledger.store())
     for device_id in range(1000, 2000):
         pool.create_thin(device_id)
 
 
 def forget_foreign_volumes(store: Store) -> None:
-    pool = store.lifecycle.pool(store.ledger.store())
+    pool = store.lifecycle.activation.pool(store.ledger.store())
     for device_id in range(1000, 2000):
         pool.delete(device_id)

@@ -25,5 +25,5 @@ def device_ids(metadata: Path, *options: str) -> set[int]:
 def ids_in(store: Store) -> set[int]:
     """The ids of the volumes that a store's live pool holds, whatever the ledger says."""
     record = store.ledger.store()
-    with store.lifecycle.pool(record).metadata_snapshot():
-        return device_ids(store.lifecycle.metadata_node(record), "-m")
+    with store.lifecycle.activation.pool(record).metadata_snapshot():
+        return device_ids(store.lifecycle.activation.metadata_node(record), "-m")

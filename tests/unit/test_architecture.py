@@ -21,7 +21,7 @@ DOORS = {
     "google": {"containerd/messages.py"},
     "pyudev": {"kernel/udev.py"},
     "psutil": {"kernel/holders.py"},
-    "sqlite3": {"store/state/ledger.py", "store/state/schema.py"},
+    "sqlite3": {"store/state/database.py", "store/state/schema.py"},
 }
 
 

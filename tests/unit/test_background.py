@@ -33,7 +33,7 @@ def test_it_is_done_in_another_thread_by_its_time(behind: BackgroundQueue) -> No
     deadline = time.monotonic() + 20
     while len(done) < 2 and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert done == ["test-behind", "second"]
+    assert done == ["test-queue", "second"]
 
 
 def test_draining_does_it_before_its_time(behind: BackgroundQueue) -> None:

@@ -16,7 +16,7 @@ from dmthin.cli.table import Table, aligned, ask, describe, find
 from dmthin.errors import AlreadyExists, InvalidValue, NoDataSpace
 from dmthin.kernel.thin import PoolMode, PoolStatus
 from dmthin.layers.unpack import Progress
-from dmthin.store.lifecycle.pool import PoolReport
+from dmthin.store.pool import PoolReport
 from dmthin.store.report import Activity, TreeNode, VolumeUsage, VolumeView, pool_warnings
 from dmthin.store.state.model import Kind
 from dmthin.units import GIB, KIB, MIB

@@ -1,4 +1,4 @@
-"""When a pool with a disk for itself is due to be extended, and how far: Docker's dm.thinp_autoextend options."""
+"""Automatic extension of a pool that has a disk for itself: Docker's dm.thinp_autoextend options."""
 
 from dmthin.kernel.thin import PoolMode, PoolStatus
 from dmthin.pool.backing import Backing
@@ -10,7 +10,7 @@ from dmthin.units import METADATA_BLOCK, round_up
 
 
 def policy_of(record: StoreRecord) -> DirectLvm | None:
-    """The store's wish to be extended by itself, None without one."""
+    """Return the store's options for automatic extension, None if it has none."""
     if not record.border:
         return None
     direct = StorageOptions.from_pairs(parse_pairs(record.options)).direct
@@ -20,9 +20,9 @@ def policy_of(record: StoreRecord) -> DirectLvm | None:
 def sizes_due(
     policy: DirectLvm, layout: Layout, record: StoreRecord, status: PoolStatus
 ) -> tuple[int | None, int | None]:
-    """The bytes that data and metadata are due to have, each None if it has enough or its region no more room.
+    """Return the sizes in bytes that data and metadata are due to have; None for what has enough, or has no more room.
 
-    A pool that the kernel would not extend (failed, in need of a check) is due for nothing.
+    Nothing is due for a pool that the kernel would not extend (failed, or in need of a check).
     """
     if status.mode is PoolMode.FAIL or status.needs_check:
         return None, None
@@ -42,7 +42,7 @@ def _is_full(policy: DirectLvm, used: int, room: int) -> bool:
 
 
 def _larger(policy: DirectLvm, backing: Backing, now: int, step: int) -> int | None:
-    """The size after `now` bytes, in whole steps; None at the end of the region."""
+    """Return the size that follows `now` bytes, in whole steps; None at the end of the region."""
     wanted = round_up(now + max(now * policy.extend_percent // 100, step), step)
     limit = backing.limit()
     size = wanted if limit is None else min(wanted, limit // step * step)

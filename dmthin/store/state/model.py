@@ -1,4 +1,4 @@
-"""What the ledger holds, as values: the store's own record and its volumes."""
+"""The records of the ledger as values: the store, its volumes, and containerd's snapshots."""
 
 import os
 import re
@@ -13,7 +13,7 @@ _IMAGE_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*([/:@]+[a-zA-Z0-9_.-]+)*")
 _NAME_LIMIT = 128
 
 SPARE_NAMES = "@spare/"
-"""How the names of snapshots begin that nobody has asked for yet; they count as nobody's children."""
+"""The prefix of the names of spares: snapshots made ahead of a request. They do not count as children."""
 
 
 class Kind(StrEnum):
@@ -25,15 +25,16 @@ class Kind(StrEnum):
 
     @property
     def with_article(self) -> str:
-        """`an image`, `a container`."""
+        """The kind with its article: `an image`, `a container`."""
         return f"an {self}" if self is Kind.IMAGE else f"a {self}"
 
 
 class State(StrEnum):
-    """How far the ledger and the pool are with a volume; whatever is not ready is an intent under way.
+    """The operation in progress on a volume, READY if there is none.
 
-    An intent whose volume lock nobody holds was left by a process that died: MAKING and REMOVING volumes are removed,
-    a GROWING one is grown to its end.
+    The process that carries an operation out holds the volume's lock. If the lock is free, the operation was
+    interrupted, and the next transaction recovers it: a volume in state MAKING is rolled back, one in state REMOVING is
+    removed, one in state GROWING is grown to its recorded size.
     """
 
     MAKING = "making"
@@ -43,7 +44,7 @@ class State(StrEnum):
 
 
 class StoreState(StrEnum):
-    """The same for the store as a whole."""
+    """The operation in progress on the store as a whole, READY if there is none."""
 
     MAKING = "making"
     READY = "ready"
@@ -54,8 +55,8 @@ class StoreState(StrEnum):
 class Volume:
     """One volume. `size` in bytes; `parent` is the device id of the volume that it descends from, None for a base.
 
-    `created` is in seconds since the epoch. `uses` counts those who asked for the volume's mount and have not let go of
-    it; it means nothing while the volume is not mounted. The device of a `read_only` volume takes no write.
+    `created` is in seconds since the epoch. `uses` counts the references to the volume's mount; it has no meaning while
+    the volume is not mounted. The device of a `read_only` volume refuses writes.
     """
 
     device_id: int
@@ -71,16 +72,20 @@ class Volume:
 
     @property
     def title(self) -> str:
-        """What an error calls it."""
+        """Kind and name, for messages."""
         return f"{self.kind} {self.name}"
 
     def with_state(self, state: State) -> "Volume":
+        """Return the same volume in another state."""
         return replace(self, state=state)
 
 
 @dataclass(frozen=True, slots=True)
 class NewVolume:
-    """A volume that is to be made. `size` in bytes; `parent` is what it descends from, None for a base."""
+    """A volume to be made. `size` in bytes; `parent` is the volume that it descends from, None for a base.
+
+    `snapshot` is what containerd knows it by; its row is written in the transaction that makes the volume READY.
+    """
 
     name: str
     kind: Kind
@@ -88,10 +93,11 @@ class NewVolume:
     file_system: str
     parent: Volume | None
     read_only: bool = False
+    snapshot: "NewSnapshot | None" = None
 
 
 class SnapshotKind(StrEnum):
-    """What containerd calls a snapshot: an active one is written, a view read, a committed one has children."""
+    """containerd's kinds: an active snapshot is written, a view is read, a committed one has children."""
 
     VIEW = "view"
     ACTIVE = "active"
@@ -99,12 +105,27 @@ class SnapshotKind(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Snapshot:
-    """A volume that containerd knows under a key of one snapshotter's, or under a name once it is committed.
+class NewSnapshot:
+    """The row of a snapshot whose volume is still to be made. `created` in nanoseconds since the epoch."""
 
-    `parent` is such a name, empty for a first layer. `created` and `updated` are nanoseconds since the epoch. `source`
-    is the key that a committed one had, and of such a one we keep what was counted once, None until then: `bytes` that
-    it has and its parent has not, and all its `inodes`.
+    snapshotter: str
+    key: str
+    parent: str
+    labels: Mapping[str, str]
+    created: int
+
+    def of(self, volume: Volume) -> "Snapshot":
+        """Return the snapshot that `volume` is."""
+        return Snapshot(volume, self.snapshotter, self.key, self.parent, self.labels, self.created, self.created)
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A volume that containerd knows by a key of one snapshotter, or by a name once it is committed.
+
+    `parent` is the name of a committed snapshot, empty for a first layer. `created` and `updated` are nanoseconds since
+    the epoch. `source` is the key that a committed snapshot had before. The usage of a committed snapshot is counted
+    once, None until then: the `bytes` that it maps and its parent does not, and all its `inodes`.
     """
 
     volume: Volume
@@ -126,18 +147,18 @@ class Snapshot:
 
     @property
     def title(self) -> str:
-        """What an error calls it."""
+        """Kind and key, for messages."""
         return f"{self.kind} snapshot {self.key!r}"
 
 
 @dataclass(frozen=True, slots=True)
 class StoreRecord:
-    """The store itself. `data` and `metadata` are paths, relative to the store's folder for files of its own.
+    """The store's own record. `data` and `metadata` are paths, relative to the store's folder for its own files.
 
-    `pool` is the name of a pool that was there before the store, else empty. `generation` is the transaction id that
-    the pool must carry, moved at each activation. `data_size` is the bytes of the pool's data, of which its device
-    may have more (0 for a foreign pool). `data_target` and `metadata_target` (bytes) are set while the pool is being
-    extended to them. `clean` is false while the pool is active.
+    `pool` is the name of a pool that existed before the store, else empty. `generation` is the transaction id that
+    the pool must carry; each activation moves it. `data_size` is the bytes of the pool's data, of which its device
+    may have more (0 for a pool that existed before). `data_target` and `metadata_target` (bytes) are set while the pool
+    is being extended to them. `clean` is false while the pool is active.
 
     With a `border` (bytes, else 0) data and metadata are parts of one disk: the metadata's region ends there and the
     data's begins. `metadata_size` is then the bytes of the metadata's part, as `data_size` is the data's.
@@ -160,7 +181,7 @@ class StoreRecord:
 
     @property
     def prefix(self) -> str:
-        """How the kernel's names of this store's devices begin."""
+        """The prefix of the names of this store's mapped devices."""
         return f"dmthin-{self.uuid[:8]}"
 
     @property
@@ -169,7 +190,7 @@ class StoreRecord:
 
     @property
     def uuid_prefix(self) -> str:
-        """How the device-mapper uuids of this store's devices begin."""
+        """The prefix of the device-mapper uuids of this store's devices."""
         return f"DMTHIN-{self.uuid}"
 
     def device_name(self, device_id: int) -> str:
@@ -179,20 +200,20 @@ class StoreRecord:
         return f"{self.uuid_prefix}-{device_id}"
 
     def device_id_of(self, device_name: str) -> int | None:
-        """Which volume has the device of this name; None for the pool, a part of its disk, or another store's."""
+        """Return the device id of the volume with this mapped device; None for the pool, disk parts, other stores."""
         number = device_name.removeprefix(f"{self.prefix}-")
         return int(number) if number != device_name and number.isdecimal() else None
 
 
 def new_uuid() -> str:
-    """32 hexadecimal digits that name a store for ever."""
+    """Return 32 random hexadecimal digits that identify a store."""
     return os.urandom(16).hex()
 
 
 def check_name(name: str, kind: Kind) -> str:
-    """The name if Docker would allow it: for a container [a-zA-Z0-9][a-zA-Z0-9_.-]*, for an image also / : and @.
+    """Return the name if it is valid by Docker's rules, of at most 128 characters. Raises InvalidValue.
 
-    At most 128 characters. Raises InvalidValue.
+    A container's name is [a-zA-Z0-9][a-zA-Z0-9_.-]*; an image's may have / : and @ between such parts.
     """
     pattern = _CONTAINER_NAME if kind is Kind.CONTAINER else _IMAGE_NAME
     more = "" if kind is Kind.CONTAINER else ", and / : @ between them"
@@ -202,7 +223,7 @@ def check_name(name: str, kind: Kind) -> str:
         raise InvalidValue(f"the {kind}'s name has {len(name)} characters", hint=f"use at most {_NAME_LIMIT}")
     if not pattern.fullmatch(name):
         raise InvalidValue(
-            f"{name!r} is no name for {kind.with_article}",
+            f"invalid {kind} name {name!r}",
             hint=f"use letters, digits, _ . and - after a letter or digit{more}",
         )
     return name

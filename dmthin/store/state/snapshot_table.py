@@ -1,12 +1,13 @@
-"""The part of the ledger that is containerd's: under which key, with which labels, a volume is known to a snapshotter.
+"""The ledger's table of containerd's snapshots: snapshotter, key, parent and labels of a volume.
 
-Each belongs to a volume that is READY, in whose transactions it comes and goes.
+A row belongs to a volume in state READY, and is written and deleted in that volume's transactions.
 """
 
 import json
 
-from dmthin.store.state.ledger import VOLUME_COLUMNS, Ledger, volume_of
+from dmthin.store.state.ledger import Ledger
 from dmthin.store.state.model import Kind, Snapshot, Volume
+from dmthin.store.state.rows import VOLUME_COLUMNS, Row, integer, optional_integer, volume_of
 
 _COLUMNS = "snapshotter, key, parent, labels, created, updated, source, bytes, inodes"
 _OF_VOLUME = ", ".join(f"volume.{name}" for name in VOLUME_COLUMNS.split(", "))
@@ -22,50 +23,53 @@ class SnapshotTable:
         self._ledger = ledger
 
     def find(self, snapshotter: str, key: str) -> Snapshot | None:
-        """The snapshot with that key, or that name if it is committed."""
+        """Return the snapshot with that key, or that name if it is committed; None if there is none."""
         found = self._ledger.rows(f"{_SELECT} WHERE snapshotter = ? AND key = ?", snapshotter, key)
         return _snapshot(found[0]) if found else None
 
     def find_both(self, snapshotter: str, first: str, second: str) -> tuple[Snapshot | None, Snapshot | None]:
-        """What `find` tells of two keys, by one query."""
+        """Return what `find` returns for two keys, by one query."""
         rows = self._ledger.rows(f"{_SELECT} WHERE snapshotter = ? AND key IN (?, ?)", snapshotter, first, second)
         found = {snapshot.key: snapshot for snapshot in map(_snapshot, rows)}
         return found.get(first), found.get(second)
 
     def all(self, snapshotter: str) -> list[Snapshot]:
-        """The snapshots of a snapshotter, in the order in which they were made or committed."""
+        """Return the snapshots of a snapshotter, in the order in which they were made or committed."""
         query = f"{_SELECT} WHERE snapshotter = ? ORDER BY snapshot.created, device_id"
         return [_snapshot(row) for row in self._ledger.rows(query, snapshotter)]
 
-    def held(self, label: str, value: str, snapshotter: str, parent: str) -> Snapshot | None:
-        """A committed snapshot of any snapshotter that has this label; if there is one, of this and on that parent."""
+    def with_label(self, label: str, value: str, snapshotter: str, parent: str) -> Snapshot | None:
+        """Return a committed snapshot of any snapshotter with this label, None if there is none.
+
+        One of this snapshotter on that parent is preferred.
+        """
         best = "snapshotter = ? AND snapshot.parent = ? DESC"
         query = f"{_SELECT} WHERE kind = ? AND json_extract(labels, ?) = ? ORDER BY {best} LIMIT 1"
         found = self._ledger.rows(query, Kind.IMAGE, f'$."{label}"', value, snapshotter, parent)
         return _snapshot(found[0]) if found else None
 
     def add(self, snapshot: Snapshot) -> None:
-        """Record a snapshot of a volume that is recorded."""
+        """Insert the row of a snapshot whose volume is recorded."""
         places = ", ".join("?" * 10)
-        self._ledger.write(f"INSERT INTO snapshot (device_id, {_COLUMNS}) VALUES ({places})", *_row(snapshot))
+        self._ledger.execute(f"INSERT INTO snapshot (device_id, {_COLUMNS}) VALUES ({places})", *_row(snapshot))
 
     def save(self, snapshot: Snapshot) -> None:
-        """Write a snapshot's record; its volume's is written by itself."""
+        """Write a snapshot's row. The volume's row is `Ledger.save`'s."""
         assignments = ", ".join(f"{name} = ?" for name in _COLUMNS.split(", "))
         first, *values = _row(snapshot)
-        self._ledger.write(f"UPDATE snapshot SET {assignments} WHERE device_id = ?", *values, first)
+        self._ledger.execute(f"UPDATE snapshot SET {assignments} WHERE device_id = ?", *values, first)
 
     def forget(self, volume: Volume) -> None:
-        """Delete the record, if there is one: the key is free."""
-        self._ledger.write("DELETE FROM snapshot WHERE device_id = ?", volume.device_id)
+        """Delete a volume's row, if there is one. The key is free then."""
+        self._ledger.execute("DELETE FROM snapshot WHERE device_id = ?", volume.device_id)
 
 
 def volume_name(snapshotter: str, key: str) -> str:
-    """The name of a snapshot's volume, which no administrator's volume has."""
+    """Return the name of a snapshot's volume. An administrator's volume cannot have such a name."""
     return f"@snapshot/{snapshotter}/{key}"
 
 
-def _row(snapshot: Snapshot) -> tuple[object, ...]:
+def _row(snapshot: Snapshot) -> Row:
     return (
         snapshot.volume.device_id,
         snapshot.snapshotter,
@@ -80,21 +84,17 @@ def _row(snapshot: Snapshot) -> tuple[object, ...]:
     )
 
 
-def _snapshot(row: tuple[object, ...]) -> Snapshot:
+def _snapshot(row: Row) -> Snapshot:
     snapshotter, key, parent, labels, created, updated, source, size, inodes = row[_WIDTH:]
-    assert isinstance(created, int)
-    assert isinstance(updated, int)
-    assert size is None or isinstance(size, int)
-    assert inodes is None or isinstance(inodes, int)
     return Snapshot(
         volume_of(row[:_WIDTH]),
         str(snapshotter),
         str(key),
         str(parent),
         json.loads(str(labels)),
-        created,
-        updated,
+        integer(created),
+        integer(updated),
         str(source),
-        size,
-        inodes,
+        optional_integer(size),
+        optional_integer(inodes),
     )

@@ -1,6 +1,7 @@
-"""Work that callers need not wait for: its intent is in the ledger already, or it only tidies.
+"""Background queues: work that is done after the caller has been answered.
 
-Who dies with such work undone leaves what a process that is killed leaves, and the next change ends it.
+The intent of such work is in the ledger already, or it only saves resources. A process that dies before the work is
+done leaves what a killed process leaves, and the next transaction recovers it.
 """
 
 import heapq
@@ -9,6 +10,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from dmthin.errors import DmthinError
@@ -19,18 +21,18 @@ logger = logging.getLogger(__name__)
 Action = Callable[[], None]
 
 
-class Later(Protocol):
-    """Who does the work."""
+class Queue(Protocol):
+    """Takes work to be done later."""
 
     def later(self, seconds: float, action: Action) -> None:
-        """Do `action` once, not before `seconds` have passed if that can be helped."""
+        """Run `action` once, `seconds` from now or later; earlier where the queue is full, drained or closed."""
 
     def drain(self) -> bool:
-        """Return once all that was brought until now is done; whether that was anything."""
+        """Return once all work queued so far is done; whether there was any."""
 
 
 class InlineQueue:
-    """For processes that end with their command: the caller does it, and gets its errors."""
+    """Runs work in the caller, who gets its errors: for processes that end with their command."""
 
     def later(self, seconds: float, action: Action) -> None:
         del seconds
@@ -41,9 +43,10 @@ class InlineQueue:
 
 
 class BackgroundQueue:
-    """For daemons: a thread does one thing after the other, by their time; errors are warnings.
+    """Runs work in a thread of its own, one action after the other by their due times: for daemons.
 
-    Work holds locks and descriptors, so no more than `most` waits: who brings more does it himself.
+    The thread starts with the first action. Errors become warnings. Queued work holds locks and descriptors, so a queue
+    of `most` actions is full, and a further action runs in the caller.
     """
 
     def __init__(self, name: str, most: int = 128) -> None:
@@ -54,17 +57,20 @@ class BackgroundQueue:
         self._working = False
         self._hurried = 0
         self._ended = False
-        self._thread = threading.Thread(target=self._work, name=f"{name}-behind", daemon=True)
-        self._thread.start()
+        self._thread = threading.Thread(target=self._serve, name=f"{name}-queue", daemon=True)
+        self._started = False
 
     def later(self, seconds: float, action: Action) -> None:
         with self._changed:
-            taken = not self._ended and len(self._waiting) < self._most
-            if taken:
+            queued = not self._ended and len(self._waiting) < self._most
+            if queued:
+                if not self._started:
+                    self._started = True
+                    self._thread.start()
                 heapq.heappush(self._waiting, (time.monotonic() + seconds, next(self._numbers), action))
                 self._changed.notify_all()
-        if not taken:
-            _do(action)
+        if not queued:
+            _run(action)
 
     def drain(self) -> bool:
         with self._changed:
@@ -77,25 +83,26 @@ class BackgroundQueue:
             return True
 
     def close(self) -> None:
-        """Do what is left now, and end the thread; may be called twice."""
+        """Run what is queued now, and end the thread; may be called twice."""
         with self._changed:
             self._ended = True
             self._changed.notify_all()
-        self._thread.join()
+        if self._started:
+            self._thread.join()
 
     def _is_done(self) -> bool:
         return not self._waiting and not self._working
 
-    def _work(self) -> None:
-        priority.take_turns()  # nobody waits for this
+    def _serve(self) -> None:
+        priority.take_turns()  # callers have been answered already
         while (action := self._next()) is not None:
-            _do(action)
+            _run(action)
             with self._changed:
                 self._working = False
                 self._changed.notify_all()
 
     def _next(self) -> Action | None:
-        """Wait for the next thing to do; None at the end."""
+        """Wait for the next action that is due; None once the queue is closed and empty."""
         with self._changed:
             while self._waiting or not self._ended:
                 pause = self._waiting[0][0] - time.monotonic() if self._waiting else None
@@ -106,10 +113,18 @@ class BackgroundQueue:
             return None
 
 
-def _do(action: Action) -> None:
+@dataclass(frozen=True, slots=True)
+class Background:
+    """The queues that one process uses for a store. Without a queue for spares, it makes none."""
+
+    work: Queue = field(default_factory=InlineQueue)
+    spares: Queue | None = None
+
+
+def _run(action: Action) -> None:
     try:
         action()
     except DmthinError as error:
-        logger.warning("left for the next change: %s", error)
+        logger.warning("left to the next change: %s", error)
     except Exception:
-        logger.exception("left for the next change")
+        logger.exception("left to the next change")

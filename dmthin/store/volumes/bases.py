@@ -1,4 +1,4 @@
-"""Golden bases: a freshly formatted volume for each (file system, size, mkfs arguments), made once."""
+"""Bases: a freshly formatted volume for each (file system, size, mkfs arguments), made once."""
 
 from contextlib import suppress
 
@@ -19,42 +19,49 @@ class Bases:
         self._volumes = volumes
 
     def ensure(self, kind: FileSystem, size: int, mkfs_arguments: tuple[str, ...]) -> Volume:
-        """The base of this description, made if it is not there. Call it inside `kept()`, and use it there."""
-        kind.require_size(size)
-        name = base_name(kind, size, mkfs_arguments)
-        return self._ready(name) or self._make(name, kind, size, mkfs_arguments)
+        """Return the base of this description, made if there is none. The caller holds `lock` until it has used it.
 
-    def kept(self) -> Lock:
-        """While this is held nobody else makes or removes a base; enough to take a snapshot of one."""
+        `size` in bytes. Raises InvalidValue (no size for the file system), NoDataSpace, ToolFailed (mkfs).
+        """
+        new = new_base(kind, size, mkfs_arguments)
+        return self.find(new) or self._make(new, kind, mkfs_arguments)
+
+    def find(self, new: NewVolume) -> Volume | None:
+        """Return the base with this name, None if it is still to be made."""
+        base = self._ledger.find(new.name)
+        return base if base is not None and base.state is State.READY else None
+
+    def lock(self) -> Lock:
+        """Wait for the base lock: only its holder makes or removes a base, and takes snapshots of one."""
         return self._locks.base()
 
     def remove_unused(self) -> None:
-        """Remove the bases that no volume descends from: the next import makes them again."""
-        with self.kept():
+        """Remove the bases without children. The next import makes them again."""
+        with self.lock():
             for volume in self._ledger.volumes():
                 unused = volume.kind is Kind.BASE and volume.state is State.READY
                 if unused and not self._ledger.children(volume.device_id):
-                    self._volumes.remove(volume)
+                    self._volumes.removal.remove(volume)
 
-    def _ready(self, name: str) -> Volume | None:
-        base = self._ledger.find(name)
-        return base if base is not None and base.state is State.READY else None
-
-    def _make(self, name: str, kind: FileSystem, size: int, mkfs_arguments: tuple[str, ...]) -> Volume:
-        with self._volumes.making(NewVolume(name, Kind.BASE, size, kind.name, None), activate=True) as base:
-            with self._volumes.held_open(base) as info:
-                kind.make(info.node, mkfs_arguments)
-            with self._volumes.mounted_for_work(base) as root, suppress(FileNotFoundError):
+    def _make(self, new: NewVolume, kind: FileSystem, mkfs_arguments: tuple[str, ...]) -> Volume:
+        with self._volumes.creation.making(new, activate=True) as base:
+            with self._volumes.mounts.open_device(base) as device:
+                kind.make(device.info.node, mkfs_arguments)
+            with self._volumes.mounts.mounted(base) as root, suppress(FileNotFoundError):
                 # fsck makes it anew when it needs it; a container should not see it.
                 (root / "lost+found").rmdir()
         return base.with_state(State.READY)
 
 
-def base_name(kind: FileSystem, size: int, mkfs_arguments: tuple[str, ...]) -> str:
-    """The name that stands for a description of a base: `@base/ext4/10G`, with a digest of mkfs arguments if any."""
+def new_base(kind: FileSystem, size: int, mkfs_arguments: tuple[str, ...]) -> NewVolume:
+    """Return the base of this description, to be found or made: `@base/ext4/10G`, with a digest of mkfs arguments.
+
+    Raises InvalidValue for a size in bytes that the file system cannot have.
+    """
+    kind.require_size(size)
     name = f"@base/{kind.name}/{format_exact(size)}"
     if mkfs_arguments:
         import hashlib
 
         name += "/" + hashlib.sha256("\0".join(mkfs_arguments).encode()).hexdigest()[:12]
-    return name
+    return NewVolume(name, Kind.BASE, size, kind.name, None)

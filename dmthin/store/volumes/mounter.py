@@ -1,4 +1,4 @@
-"""How a volume's device becomes a mount: its options, its folder, and what may be left of both."""
+"""Mounts of volumes' devices: their options, their folders, and the removal of these."""
 
 import os
 from contextlib import suppress
@@ -16,22 +16,20 @@ from dmthin.store.state.model import Kind, Volume
 
 
 class Mounter:
-    """Mounts the devices of one store. Whoever calls has the volume's lock and holds the device open."""
+    """Mounts the devices of one store. The caller has the volume's lock and holds the device open."""
 
     def __init__(self, layout: Layout, options: StorageOptions) -> None:
         self._layout = layout
         self._options = options
 
     def mount(self, volume: Volume, info: DeviceInfo, target: Path, options: str = "") -> None:
-        """Mount at a folder, which is made if need be; a mount of the same device there will do.
+        """Mount at a folder, which is made if need be; fine if the device is mounted there already.
 
-        `options` come after those of the file system and of dm.mountopt. Raises InUse for another mount there.
+        `options` come after those of the file system and of dm.mountopt. Raises InUse (another file system is mounted
+        there), InvalidValue (not a folder), and what mount(2) gives.
         """
-        there = mount.at(target)
-        if any(entry.dev == info.dev for entry in there):
+        if self.is_mounted(info, target):
             return
-        if there:
-            raise InUse(f"something else is mounted at {target}", hint="choose another folder")
         made = self._make_folder(target)
         try:
             self._mount(volume, info, target, options)
@@ -41,8 +39,17 @@ class Mounter:
                     target.rmdir()
             raise
 
+    def is_mounted(self, info: DeviceInfo | None, target: Path) -> bool:
+        """Return whether the device is mounted at a folder. Raises InUse if another file system is mounted there."""
+        there = mount.at(target)
+        if info is not None and any(entry.dev == info.dev for entry in there):
+            return True
+        if there:
+            raise InUse(f"something else is mounted at {target}", hint="choose another folder")
+        return False
+
     def mount_detached(self, volume: Volume, info: DeviceInfo) -> int:
-        """Mount where nobody sees it: a descriptor of the root (O_PATH), mounted until that is closed."""
+        """Mount outside of every namespace; return a descriptor of the root (O_PATH). Closing it unmounts."""
         _, options = mount.split_options(self._join(volume))
         root = detached.mount(info.node, volume.file_system, options)
         try:
@@ -53,18 +60,18 @@ class Mounter:
         return root
 
     def drop(self, volume: Volume) -> None:
-        """Remove the folder at which a volume was mounted, and so what other namespaces have mounted there still."""
+        """Remove the folder at which a volume was mounted; mounts of it in other namespaces go with it."""
         place = self._layout.mount_point(volume.name)
         if volume.kind is not Kind.BASE and place.parent == self._layout.mounts:
             with step("remove", place), suppress(OSError):
                 place.rmdir()
 
     def _make_folder(self, target: Path) -> bool:
-        """Make the folder if it is not there; whether this has made it."""
+        """Make the folder if it is not there; return whether it was made."""
         made = not target.exists()
         try:
             if target.parent == self._layout.work:
-                self._layout.work.mkdir(mode=0o700, exist_ok=True)  # nobody looks into a volume while it is filled
+                self._layout.work.mkdir(mode=0o700, exist_ok=True)  # closed to others while a volume is filled
             target.mkdir(mode=0o700, parents=True, exist_ok=True)
         except FileExistsError:
             raise InvalidValue(f"{target} is not a folder", hint="choose another one") from None

@@ -1,34 +1,79 @@
-"""Ending what processes that died have left of their changes: the first step of every change."""
+"""Transactions on volumes: each begins with the recovery of interrupted operations."""
 
 import logging
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
-from dmthin.errors import DmthinError, NotFound
+from dmthin.errors import DmthinError, NotFound, Unavailable
 from dmthin.kernel.devicemapper import DeviceMapper
 from dmthin.pool.guard import resume
+from dmthin.store.lifecycle.gate import ActivePool, Gate
 from dmthin.store.state.ledger import Ledger
 from dmthin.store.state.locks import Locks
 from dmthin.store.state.model import State, Volume
-from dmthin.store.volumes.change import ActivePool
-from dmthin.store.volumes.volumes import Volumes
+from dmthin.store.volumes.devices import Devices
+from dmthin.store.volumes.mounts import WorkMounts
+from dmthin.store.volumes.teardown import Teardown
 
 logger = logging.getLogger(__name__)
 
+_ATTEMPTS = 8
+"""How often interrupted growths are finished for one transaction before that gives up."""
+
 
 class Recovery:
-    """Finds the intents in the ledger whose lock is free, and ends them."""
+    """Finds the operations in the ledger whose lock is free, and rolls them back or finishes them."""
 
-    def __init__(self, ledger: Ledger, locks: Locks, dm: DeviceMapper, volumes: Volumes) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        locks: Locks,
+        dm: DeviceMapper,
+        gate: Gate,
+        devices: Devices,
+        mounts: WorkMounts,
+        teardown: Teardown,
+    ) -> None:
         self._ledger = ledger
         self._locks = locks
         self._dm = dm
-        self._volumes = volumes
+        self._gate = gate
+        self._devices = devices
+        self._mounts = mounts
+        self._teardown = teardown
 
-    def sweep(self, pool: ActivePool) -> list[Volume]:
-        """End what processes that died have left: remove what they were making or removing.
+    @contextmanager
+    def transaction(self) -> Iterator[ActivePool]:
+        """Hold the pool lock shared for one transaction. Does not nest, and must be short.
 
-        Returns the volumes that they were growing, which the caller finishes once it no longer holds the pool. One that
-        cannot be ended now is left for the next change, with a warning: it must not stop the others.
+        Before the block runs, the pool is active and interrupted operations have been recovered. Raises what
+        `Gate.hold` does.
+        """
+        for _ in range(_ATTEMPTS):
+            with self._gate.hold() as pool:
+                growing = self._recover(pool)
+                if not growing:
+                    yield pool
+                    return
+            # Growing a file system takes long and mounts it, so it runs without the pool lock.
+            for volume in growing:
+                self._finish_growth(volume)
+        raise Unavailable("interrupted growths of volumes keep coming up", hint="see: dmthin list")
+
+    def run(self) -> None:
+        """Recover interrupted operations, and removals that were left to the last user of a device.
+
+        Where there are none, a pool that is down stays down.
+        """
+        if self._ledger.is_work_left():
+            with self.transaction():
+                pass
+
+    def _recover(self, pool: ActivePool) -> list[Volume]:
+        """Roll back what was being made and finish what was being removed.
+
+        Return the volumes that were being grown: the caller finishes those without the pool lock. What fails here is
+        left for the next transaction, with a warning: it must not stop others.
         """
         growing = []
         for volume in self._ledger.unfinished():
@@ -41,22 +86,24 @@ class Recovery:
                     continue
                 if now.state is State.GROWING:
                     growing.append(now)
-                    continue
-                if self._waits_for_its_user(pool, now):
-                    continue
-                try:
-                    self._ledger.harden()  # else a power cut might bring back what the pool has no more
-                    if now.state is State.MAKING:
-                        self._resume_abandoned(pool)
-                    # What was being made is free in a moment, when its maker's programs have died too; what is being
-                    # removed may be in use for days.
-                    self._volumes.end(pool, now, patient=now.state is State.MAKING)
-                except DmthinError as error:
-                    logger.warning("the unfinished %s stays for now: %s", now.title, error)
+                elif not self._is_removed_but_open(pool, now):
+                    self._take_down(pool, now)
         return growing
 
-    def finish_growth(self, volume: Volume) -> None:
-        """End what a process that died has left of growing a volume; a failure is a warning, as in `sweep`."""
+    def _take_down(self, pool: ActivePool, volume: Volume) -> None:
+        making = volume.state is State.MAKING
+        try:
+            self._ledger.sync()  # else a power cut might bring back a record whose volume the pool has no more
+            if making:
+                self._resume_abandoned(pool)
+            # A volume in state MAKING is free in a moment, when the programs of its maker have died too. One in state
+            # REMOVING may be in use for days, so that is not waited for.
+            self._teardown.run(pool, volume, patient=making)
+        except DmthinError as error:
+            logger.warning("the unfinished %s stays for now: %s", volume.title, error)
+
+    def _finish_growth(self, volume: Volume) -> None:
+        """Finish one interrupted growth, if its lock is still free; a failure is a warning."""
         lock = self._locks.try_volume(volume.device_id)
         if lock is None:
             return
@@ -65,21 +112,21 @@ class Recovery:
             if now is None or now.state is not State.GROWING:
                 return
             try:
-                self._volumes.finish_growth(now)
+                self._mounts.finish_growth(now)
             except DmthinError as error:
                 logger.warning("the %s is not grown yet: %s", now.title, error)
 
     def _resume_abandoned(self, pool: ActivePool) -> None:
-        """Resume volumes that a process suspended and died, its guard too: those whose lock is free."""
+        """Resume volumes whose lock is free: a process suspended them for a snapshot and died, with its guard."""
         for volume in self._ledger.volumes():
-            info = self._volumes.thin(pool, volume).info()
+            info = self._devices.thin(pool, volume).info()
             if info is None or not info.suspended:
                 continue
             if lock := self._locks.try_volume(volume.device_id):
                 with lock, suppress(NotFound):
                     resume(self._dm, info.name)
 
-    def _waits_for_its_user(self, pool: ActivePool, volume: Volume) -> bool:
-        """Whether a volume is removed but for a device that somebody has open still, as one quick look tells."""
-        info = self._volumes.thin(pool, volume).info() if volume.state is State.REMOVING else None
+    def _is_removed_but_open(self, pool: ActivePool, volume: Volume) -> bool:
+        """Return whether only the last user of its device keeps a removed volume, by one quick look."""
+        info = self._devices.thin(pool, volume).info() if volume.state is State.REMOVING else None
         return info is not None and info.deferred_remove and info.open_count > 0

@@ -76,6 +76,40 @@ def test_a_dry_run_fails_as_the_change_would(dmthin: Command, store: Store, imag
             assert planned.split(":")[0] == dmthin.fails(status, *change.split()).split(":")[0]
 
 
+def test_a_plan_names_what_the_change_then_makes(dmthin: Command, store: Store, image: str, tree: Path) -> None:
+    """Also once something has been removed: device ids are not used again."""
+    dmthin.ok("container", "create", image, "web")
+    dmthin.ok("container", "create", image, "gone")
+    dmthin.ok("container", "remove", "gone")
+    dmthin.ok("container", "mount", "web")
+    for change, name in (
+        ("image import one {tree}", "one"),
+        ("image import other {tree} --storage-opt size=300M", "other"),
+        ("container create image new", "new"),
+        ("container create image larger --storage-opt size=512M", "larger"),
+        ("container commit web committed", "committed"),
+        ("container resize new +128M", "new"),
+    ):
+        words = change.format(tree=tree).split()
+        known = {volume.device_id for volume in store.ledger.volumes()}
+        plan = dmthin.ok(*words, "--dry-run").out
+        assert {volume.device_id for volume in store.ledger.volumes()} == known, change
+        dmthin.ok(*words)
+        volume = store.ledger.ready(name)
+        made = {volume.device_id for volume in store.ledger.volumes()} - known
+        messages = {int(number) for number in re.findall(r"'create_(?:thin|snap) (\d+)", plan)}
+        assert messages == made, change
+        tables = re.findall(r"0 (\d+) thin \S+ (\d+)", plan)
+        if tables:
+            assert (str(volume.size // 512), str(volume.device_id)) == tables[-1], change
+    for name in ("new", "larger"):
+        number = store.ledger.ready(name).device_id
+        plan = dmthin.ok("container", "remove", name, "--dry-run").out
+        assert f"'delete {number}'" in plan
+        dmthin.ok("container", "remove", name)
+        assert store.ledger.by_id(number) is None
+
+
 def test_the_plan_of_a_pool_can_be_pasted(fresh: Command) -> None:
     plan = fresh.ok("pool", "create", *SMALL_OPTIONS, "--dry-run").out
     assert not fresh.root.exists()

@@ -90,7 +90,7 @@ def test_the_same_in_json(fresh: Command, tree: Path) -> None:
 
 def test_status_tells_every_field_of_the_kernels_line(dmthin: Command, store: Store, image: str) -> None:
     pool = dmthin.ok("--json", "pool", "status").json["pool"]
-    line = store.lifecycle.status(store.ledger.store())
+    line = store.lifecycle.activation.pool(store.ledger.store()).status()
     assert set(pool["kernel"]) == {field.name for field in fields(PoolStatus)}
     assert pool["kernel"]["transaction_id"] == line.transaction_id == 1
     assert pool["metadata_used"] + pool["metadata_reserve"] == pool["kernel"]["metadata_used_blocks"] * 4096

@@ -210,7 +210,7 @@ def repair(site: Site, pool: Rig) -> None:
     """The pool's disk works again, its metadata is checked, and it comes up."""
     pool.metadata.heal()
     with Store(site.root("broken")) as store:
-        store.lifecycle.deactivate_volumes(store.ledger.store())
+        store.lifecycle.activation.deactivate_volumes(store.ledger.store())
     pool.down()
     thintools.check(pool.metadata.node)
     process.run("thin_check", "--clear-needs-check-flag", "-q", str(pool.metadata.node))

@@ -75,9 +75,9 @@ def _two_children(snapshotter: Snapshotter) -> None:
 
 
 def _drain_spares(snapshotter: Snapshotter) -> None:
-    behind = snapshotter._store.layers.spares.behind
-    assert behind is not None
-    behind.drain()
+    queue = snapshotter._store.background.spares
+    assert queue is not None
+    queue.drain()
 
 
 def _a_spare_becomes_it_and_is_replaced(snapshotter: Snapshotter) -> None:

@@ -15,11 +15,11 @@ from dmthin.containerd import usage as counting
 from dmthin.containerd.usage import UsageCounter
 from dmthin.kernel import mount
 from dmthin.pool.metadata import Usage
-from dmthin.store import snapshots as engine
-from dmthin.store.lifecycle.pool import Pool
+from dmthin.store.pool import Pool
 from dmthin.store.state.model import Kind
 from dmthin.store.store import Store
-from dmthin.store.volumes.background import BackgroundQueue
+from dmthin.store.volumes import cleanup
+from dmthin.store.volumes.background import Background, BackgroundQueue
 from dmthin.units import MIB
 from enginelib.snapshots import Snapshots
 from enginelib.waiting import PATIENCE
@@ -242,17 +242,19 @@ def test_a_committed_snapshot_that_is_still_mounted(snapshots: Snapshots, place:
 
 def test_a_device_that_lingers_does_not_hold_up_its_removal(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its turn comes while the removal has the lock, and before the removal's rest."""
-    volume = store.layers.create_first("a", Kind.IMAGE, activate=True).volume
-    monkeypatch.setattr(engine, "_LINGER_SECONDS", 0.0)
-    behind = store.layers.behind = BackgroundQueue("test")
+    volume = store.layers.create_first("a", Kind.IMAGE)
+    store.volumes.activate(volume)
+    monkeypatch.setattr(cleanup, "_LINGER_SECONDS", 0.0)
+    queue = BackgroundQueue("test")
     begun = threading.Event()
-    behind.later(0, begun.wait)  # type: ignore[arg-type]
-    store.layers.let_linger(volume)
-    store.layers.remove_unused(volume)
-    begun.set()
-    ending = threading.Thread(target=behind.close, daemon=True)
-    ending.start()
-    ending.join(PATIENCE)
-    assert not ending.is_alive()
+    queue.later(0, begun.wait)  # type: ignore[arg-type]
+    with Store(store.layout.root, background=Background(queue)) as daemon:
+        daemon.cleanup.deactivate_later(volume)
+        daemon.cleanup.remove(volume)
+        begun.set()
+        ending = threading.Thread(target=queue.close, daemon=True)
+        ending.start()
+        ending.join(PATIENCE)
+        assert not ending.is_alive()
     assert store.ledger.find("a") is None
     assert store.volumes.info(volume) is None

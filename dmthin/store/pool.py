@@ -1,45 +1,34 @@
-"""The pool as an administrator sees it: status, growth, trim, up and down, the end."""
+"""The pool of a store as an administrator sees it: status, extension, trim, activation, removal."""
 
-import errno
-import os
-import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from dmthin.errors import DmthinError, KernelError, NoMetadataSpace, NotFound
+from dmthin.errors import DmthinError, NoMetadataSpace, NotFound
 from dmthin.kernel import block
 from dmthin.kernel.thin import PoolMode, PoolStatus
 from dmthin.pool import metadata
 from dmthin.pool.backing import Backing, BlockDevice
-from dmthin.pool.guard import Guard
 from dmthin.pool.metadata import Usage
-from dmthin.pool.spacemap import SpaceMap
-from dmthin.steps import step
 from dmthin.store.config.layout import Layout
-from dmthin.store.lifecycle import auto_extend as autoextend
-from dmthin.store.lifecycle.pool_lifecycle import PoolLifecycle
+from dmthin.store.lifecycle import auto_extend
+from dmthin.store.lifecycle.lifecycle import PoolLifecycle
+from dmthin.store.lifecycle.trim import trim
 from dmthin.store.state.ledger import Ledger
 from dmthin.store.state.locks import Locks
 from dmthin.store.state.model import StoreRecord
-from dmthin.store.volumes.change import ActivePool
-from dmthin.units import METADATA_BLOCK, MIB
-
-_PAUSE_SECONDS = 0.1
-"""How long trim holds up the pool's I/O at a time, roughly."""
-
-_PUNCH_AT_LEAST = MIB
-"""Bytes of a free run that are worth a hole of their own."""
+from dmthin.store.volumes.recovery import Recovery
+from dmthin.units import METADATA_BLOCK
 
 
 @dataclass(frozen=True, slots=True)
 class PoolReport:
-    """The pool's state, all sizes in bytes. `status` is None, and the sizes of use are 0, while it is not active.
+    """The pool's state, all sizes in bytes. While it is not active, `status` is None and the sizes of use are 0.
 
     `metadata_reserve` is what the kernel keeps for its own commits and counts as used in its status line; here it is
     in neither `metadata_used` nor `metadata_available`. The host's figures are None for block devices. `data_available`
-    is what can really still be written: the least of the pool's and the host file system's free space.
+    is what can still be written: the smaller of the free space of the pool and of the host's file system.
     """
 
     name: str
@@ -63,7 +52,7 @@ class PoolReport:
 
     @property
     def mode(self) -> str:
-        """The pool's mode as the kernel calls it, `inactive` while it is down."""
+        """The pool's mode in the kernel's words, `inactive` while it is down."""
         return self.status.mode.value if self.status else "inactive"
 
 
@@ -75,117 +64,114 @@ class Pool:
         layout: Layout,
         ledger: Ledger,
         locks: Locks,
-        keeper: PoolLifecycle,
-        change: Callable[[], AbstractContextManager[ActivePool]],
+        lifecycle: PoolLifecycle,
+        recovery: Recovery,
     ) -> None:
         self._layout = layout
         self._ledger = ledger
         self._locks = locks
-        self._keeper = keeper
-        self._change = change
+        self._lifecycle = lifecycle
+        self._recovery = recovery
 
     def status(self) -> PoolReport:
-        """How the pool is now. Asks only the kernel and the ledger, changes nothing, waits for nobody."""
+        """Return the pool's state. Only asks the kernel and the ledger: takes no lock and changes nothing."""
         record = self._ledger.store()
         return self._report(record, self._status(record))
 
     def activate(self) -> None:
-        """Bring the pool up, as any change does."""
-        with self._change():
+        """Bring the pool up and recover interrupted operations, as any change does. Raises what `Gate.hold` does."""
+        with self._recovery.transaction():
             pass
 
     def deactivate(self) -> None:
-        """Take the pool and all its devices down, whatever state it is in. Raises InUse while a volume is in use."""
+        """Take the pool and all its devices down, in whatever state. Raises InUse while a volume is in use."""
         if self.status().active:
             with suppress(DmthinError):  # a pool that cannot be used can still be taken down
                 self.activate()
         with self._locks.own_pool():
-            self._keeper.deactivate(self._ledger.store())
+            self._lifecycle.activation.deactivate(self._ledger.store())
 
     def extend(self, *, data_size: int | None = None, metadata_size: int | None = None) -> PoolReport:
-        """Grow the pool's data, metadata or both to a size in bytes, while it is in use; I/O pauses for a moment.
+        """Extend the pool's data, metadata or both to a size in bytes, online; return its state. I/O pauses briefly.
 
-        For a block device that has grown, no size means all of it. Raises InvalidValue: it never shrinks, and has room
-        only within the regions of a disk that was divided.
+        Without a size, a block device that has grown is used in full. Raises InvalidValue (a smaller size, no room on
+        the device or within the regions of a divided disk), NoDataSpace, NeedsRepair.
         """
-        with suppress(NoMetadataSpace):  # what this may be about to mend
+        with suppress(NoMetadataSpace):  # the extension may be what mends this
             self.activate()
         with self._locks.own_pool():
-            record = self._keeper.require_growth(self._ledger.store(), data_size, metadata_size)
-            if record.data_target is not None or record.metadata_target is not None:
-                self._keeper.grow(record)
+            planned = self.plan_extend(data_size, metadata_size)
+            if planned.data_target is not None or planned.metadata_target is not None:
+                self._lifecycle.growth.carry_out(planned)
         return self.status()
 
-    def extend_if_due(self) -> bool:
-        """Extend the pool if dm.thinp_autoextend_threshold says so, as far as its disk has room; whether it did.
+    def plan_extend(self, data_size: int | None = None, metadata_size: int | None = None) -> StoreRecord:
+        """Return the store's record with the targets of an extension, checked. Raises what `extend` does."""
+        return self._lifecycle.growth.plan(self._ledger.store(), data_size, metadata_size)
 
-        For a daemon to call every few seconds: a pool without data space fails its writers after a minute. An active
-        pool only, and nothing but a few questions where nothing is due. Raises what `extend` does.
+    def extend_if_due(self) -> bool:
+        """Extend an active pool if dm.thinp_autoextend_threshold asks for it; return whether that was so.
+
+        A daemon calls it every few seconds, since a pool without data space fails its writers after a minute. Where
+        nothing is due, it only reads the ledger and the pool's status. Raises what `extend` does.
         """
         record = self._ledger.store()
-        policy = autoextend.policy_of(record)
+        policy = auto_extend.policy_of(record)
         status = self._status(record) if policy else None
-        if policy is None or status is None or not any(autoextend.sizes_due(policy, self._layout, record, status)):
+        if policy is None or status is None or not any(auto_extend.sizes_due(policy, self._layout, record, status)):
             return False
-        with suppress(NoMetadataSpace):  # what this is about to mend
+        with suppress(NoMetadataSpace):  # the extension is what mends this
             self.activate()
         with self._locks.own_pool():
             record = self._ledger.store()
-            data_size, metadata_size = autoextend.sizes_due(policy, self._layout, record, self._keeper.status(record))
+            status = self._lifecycle.activation.pool(record).status()
+            data_size, metadata_size = auto_extend.sizes_due(policy, self._layout, record, status)
             if not data_size and not metadata_size:
-                return False  # another was faster
-            self._keeper.grow(self._keeper.require_growth(record, data_size, metadata_size))
+                return False  # another process was faster
+            self._lifecycle.growth.carry_out(self.plan_extend(data_size, metadata_size))
         return True
 
     def set_options(self, texts: Iterable[str]) -> None:
-        """Keep these storage options in the store instead of those that it has. The caller has checked them."""
+        """Replace the storage options that the store keeps. The caller has checked them."""
         with self._locks.own_pool(), self._ledger.transaction("options"):
             self._ledger.save_store(replace(self._ledger.store(), options=tuple(texts)))
 
     def trim(self, progress: Callable[[int, int], None] | None = None) -> int:
-        """Give every free block of the pool back to what lies below it; returns the bytes that the host got back.
+        """Give every free block of the pool back to what lies below it; return the bytes that the host reclaimed.
 
-        The pool's I/O pauses for about a tenth of a second at a time, in which nothing can be allocated, so that what
-        the space map calls free is free. `progress` hears bitmaps done and in all. For a block device the blocks are
-        discarded and 0 is returned, since nobody can tell.
+        `progress` is called with the bitmaps done and in all. For a block device the blocks are discarded and 0 is
+        returned, since it does not tell. Raises KernelError for a device that takes no discards.
         """
-        with self._change() as pool:
+        with self._recovery.transaction() as pool:
             record = pool.record
         backing = self._data_backing(record)
         before = backing.allocated() if backing.is_file else 0
-        node = self._keeper.metadata_node(record)
-        done, total = 0, 1
-        with SpaceMap(node) as space_map:
-            while done < total:
-                with self._locks.own_pool(), Guard(record.pool_name):
-                    done, total = _trim_some(space_map, backing, record.block_size, done)
-                if progress:
-                    progress(done, total)
+        trim(record, backing, self._lifecycle.activation.metadata_node(record), self._locks, progress)
         return max(0, before - backing.allocated()) if backing.is_file else 0
 
     def usage(self) -> dict[int, Usage]:
-        """Exclusive and shared blocks of every volume by device id, from the pool's metadata."""
+        """Return exclusive and shared blocks of every volume by device id, read from the pool's metadata."""
         with self._held_metadata() as node:
             return metadata.usage(node)
 
     def added(self, before: int, after: int) -> int:
-        """The bytes of the volume with device id `after` that its origin `before` has not."""
+        """Return the bytes that the volume with device id `after` maps and its origin `before` does not."""
         with self._held_metadata() as node:
             return metadata.added_blocks(node, before, after) * self._ledger.store().block_size
 
     def destroy(self) -> None:
         """Remove the pool, every volume and the store's files. Raises InUse while a volume is mounted or open."""
         with self._locks.own_pool():
-            self._keeper.destroy(self._ledger.store())
+            self._lifecycle.removal.destroy(self._ledger.store())
             block.remove_file(self._layout.lock)
         block.remove_folders(self._layout.root)
 
     @contextmanager
     def _held_metadata(self) -> Iterator[Path]:
-        """The metadata's device, with a snapshot of the metadata on it; no lock of the pool is held meanwhile."""
+        """Hold a metadata snapshot of the pool, without the pool lock; the value is the metadata's device."""
         with self._locks.metadata_snapshot():
-            with self._change() as pool:
-                node = self._keeper.metadata_node(pool.record)
+            with self._recovery.transaction() as pool:
+                node = self._lifecycle.activation.metadata_node(pool.record)
                 pool.thin.hold_metadata()
             try:
                 yield node
@@ -195,8 +181,8 @@ class Pool:
                         pool.thin.release_metadata()
 
     def _status(self, record: StoreRecord) -> PoolStatus | None:
-        """The kernel's line, None while the pool is down."""
-        pool = self._keeper.pool(record)
+        """Return the kernel's status line, None while the pool is down."""
+        pool = self._lifecycle.activation.pool(record)
         try:
             return pool.status() if pool.is_active() else None
         except NotFound:
@@ -205,7 +191,7 @@ class Pool:
     def _data_backing(self, record: StoreRecord) -> Backing:
         if not record.pool:
             return self._layout.data(record)
-        return BlockDevice(block.node_of(self._keeper.pool(record).table().data_device))
+        return BlockDevice(block.node_of(self._lifecycle.activation.pool(record).table().data_device))
 
     def _report(self, record: StoreRecord, status: PoolStatus | None) -> PoolReport:
         volumes = self._ledger.volumes()
@@ -236,27 +222,3 @@ class Pool:
             volumes=len(volumes),
             provisioned=sum(volume.size for volume in volumes),
         )
-
-
-def _trim_some(space_map: SpaceMap, backing: Backing, block_size: int, done: int) -> tuple[int, int]:
-    """Free the holes of some bitmaps from number `done` on, until the time is up; bitmaps done and in all."""
-    deadline = time.monotonic() + _PAUSE_SECONDS
-    index = space_map.index()
-    total = len(index.bitmaps)
-    release = block.punch if backing.is_file else block.discard
-    with block.opened(backing.path if backing.is_file else backing.node(), os.O_RDWR) as fd:
-        while done < total:
-            for first, count in space_map.free_ranges(index, done, _PUNCH_AT_LEAST // block_size):
-                try:
-                    with step("free", count, "blocks at", first):
-                        release(fd, first * block_size, count * block_size)
-                except KernelError as error:
-                    if error.errno == errno.EOPNOTSUPP:
-                        raise KernelError(
-                            f"{backing.path} takes no discards", errno=errno.EOPNOTSUPP, hint="there is nothing to trim"
-                        ) from None
-                    raise
-            done += 1
-            if time.monotonic() > deadline:
-                break
-    return done, total
