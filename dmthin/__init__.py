@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     )
     from dmthin.store import report
     from dmthin.store.create import create_store, is_store
-    from dmthin.store.lifecycle.pool import PoolReport
+    from dmthin.store.pool import PoolReport
     from dmthin.store.state.model import Kind, State, Volume
     from dmthin.store.store import Store
 
@@ -69,7 +69,7 @@ __all__ = [
 
 _MODULES = {
     "Kind": "dmthin.store.state.model",
-    "PoolReport": "dmthin.store.lifecycle.pool",
+    "PoolReport": "dmthin.store.pool",
     "State": "dmthin.store.state.model",
     "Store": "dmthin.store.store",
     "Volume": "dmthin.store.state.model",
