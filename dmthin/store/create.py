@@ -1,7 +1,6 @@
 """Creation of a store: checks first, then the record of the intent, then files, loop devices and the pool."""
 
 import shlex
-import shutil
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -9,24 +8,16 @@ from pathlib import Path
 
 from dmthin.errors import (
     AlreadyExists,
-    DmthinError,
-    InUse,
     InvalidValue,
-    KernelError,
-    NoDataSpace,
     NotFound,
-    Unavailable,
 )
-from dmthin.kernel import block, process
+from dmthin.kernel import block
 from dmthin.kernel.devicemapper import UdevRules
-from dmthin.kernel.dmioctl import IoctlDeviceMapper, require_thin_pool
+from dmthin.kernel.dmioctl import IoctlDeviceMapper
 from dmthin.kernel.dmsetup import Dmsetup
-from dmthin.kernel.thin import PoolStatus, PoolTable
 from dmthin.os_errors import os_failure
-from dmthin.pool import metadata
-from dmthin.pool.backing import Backing
 from dmthin.pool.diskpart import divide
-from dmthin.pool.thinpool import ThinPool
+from dmthin.store import preflight
 from dmthin.store.config.direct_lvm import DirectLvm
 from dmthin.store.config.layout import DATA_FILE, METADATA_FILE, Layout
 from dmthin.store.config.options import StorageOptions, as_texts, parse_pairs
@@ -38,11 +29,8 @@ from dmthin.store.state.locks import Locks, make_lock_file
 from dmthin.store.state.model import StoreRecord, StoreState, new_uuid
 from dmthin.store.store import Store
 from dmthin.store.volumes.background import Background
-from dmthin.units import MIB, format_size
 
 _ATTEMPTS = 8
-_LEAST_FREE = 64 * MIB
-"""Bytes that the host file system must have free for the ledger and the first of the pool's metadata."""
 
 
 def create_store(
@@ -115,9 +103,9 @@ def plan_store(root: Path, options: Iterable[str] = (), *, force: bool = False) 
     pairs = parse_pairs(options)
     chosen = StorageOptions.from_pairs(pairs)
     layout = Layout(root.absolute().resolve())
-    _require_kernel()
+    preflight.require_kernel()
     _require_no_store(layout)
-    _require_room(layout.root)
+    preflight.require_room(layout.root)
     record = StoreRecord(
         uuid=new_uuid(),
         state=StoreState.MAKING,
@@ -130,7 +118,7 @@ def plan_store(root: Path, options: Iterable[str] = (), *, force: bool = False) 
         clean=True,
     )
     if chosen.thin_pool_device:
-        return Plan(layout, replace(record, block_size=_require_empty_pool(chosen.thin_pool_device)))
+        return Plan(layout, replace(record, block_size=preflight.require_empty_pool(chosen.thin_pool_device)))
     if chosen.direct:
         return Plan(layout, _on_one_disk(record, chosen.direct, force=force or chosen.direct.force))
     return Plan(layout, _on_two_places(record, chosen, layout, force=force))
@@ -138,7 +126,7 @@ def plan_store(root: Path, options: Iterable[str] = (), *, force: bool = False) 
 
 def _on_one_disk(record: StoreRecord, disk: DirectLvm, *, force: bool) -> StoreRecord:
     """Return the record of a store that has a whole disk, which is divided."""
-    _require_blank_device(disk.device, force=force)
+    preflight.require_blank_device(disk.device, force=force)
     parts = divide(block.size(disk.device), disk.data_percent, disk.metadata_percent, record.block_size)
     return replace(
         record,
@@ -153,7 +141,7 @@ def _on_one_disk(record: StoreRecord, disk: DirectLvm, *, force: bool) -> StoreR
 def _on_two_places(record: StoreRecord, chosen: StorageOptions, layout: Layout, *, force: bool) -> StoreRecord:
     """Return the record of a store whose data and metadata are each a file of its own or a device."""
     for device in filter(None, (chosen.data_device, chosen.metadata_device)):
-        _require_blank_device(device, force=force)
+        preflight.require_blank_device(device, force=force)
     record = replace(
         record,
         data=str(chosen.data_device or DATA_FILE),
@@ -165,7 +153,7 @@ def _on_two_places(record: StoreRecord, chosen: StorageOptions, layout: Layout, 
     if data.path == meta.path:
         raise InvalidValue("dm.datadev and dm.metadatadev are the same device", hint="give two devices")
     for backing in (data, meta):
-        _require_absent(backing)
+        preflight.require_absent(backing)
     return record
 
 
@@ -249,69 +237,3 @@ def _make_folder(root: Path) -> None:
         raise AlreadyExists(f"{root} is not a folder", hint="choose another --root") from None
     except OSError as error:
         raise os_failure(error, f"make {root}") from None
-
-
-def _require_kernel() -> None:
-    """Load dm-thin if need be. Raises Unavailable for a kernel without it."""
-    try:
-        with IoctlDeviceMapper() as dm:
-            require_thin_pool(dm)
-    except Unavailable:
-        if not process.find("modprobe"):
-            raise
-        with suppress(DmthinError):
-            process.run("modprobe", "dm-thin-pool")
-        with IoctlDeviceMapper() as dm:
-            require_thin_pool(dm)
-
-
-def _require_room(root: Path) -> None:
-    """Raise NoDataSpace on a full host file system: sparse files could be made, but not written."""
-    place = next(path for path in (root, *root.parents) if path.exists())
-    free = shutil.disk_usage(place).free
-    if free < _LEAST_FREE:
-        raise NoDataSpace(
-            f"the file system of {root} has only {format_size(free)} free",
-            hint=f"free at least {format_size(_LEAST_FREE)}, or choose another --root",
-        )
-
-
-def _require_absent(backing: Backing) -> None:
-    if backing.is_file and backing.path.exists():
-        raise AlreadyExists(f"{backing.path} exists already", hint="move it away, or choose another --root")
-
-
-def _require_blank_device(device: Path, *, force: bool) -> None:
-    """Raise InUse or AlreadyExists for a block device that is claimed or carries data."""
-    if not block.is_block_device(device):
-        raise InvalidValue(f"{device} is not a block device", hint="check the path")
-    block.require_unused(device)
-    found = block.signature(device)
-    if found and not force:
-        raise AlreadyExists(f"{device} carries data ({found})", hint="give --force to overwrite it")
-
-
-def _require_empty_pool(name: str) -> int:
-    """Return the block size of an existing pool in bytes. Raises NotFound, InvalidValue, InUse (it is not empty)."""
-    with IoctlDeviceMapper() as dm:
-        try:
-            status = PoolStatus.parse(dm.status(name))
-            table = PoolTable.parse(dm.table(name))
-        except NotFound:
-            raise NotFound(f"there is no pool {name}", hint="see: dmsetup ls --target thin-pool") from None
-        except KernelError:
-            raise InvalidValue(f"{name} is not a thin pool", hint="see: dmsetup ls --target thin-pool") from None
-    used = status.transaction_id or status.data_used_blocks or status.held_metadata_root is not None
-    if used or _volumes_in(name, table):
-        raise InUse(
-            f"the pool {name} is in use by another store or program"
-            f" (transaction id {status.transaction_id}, {status.data_used_blocks} blocks used)",
-            hint="give a pool that has not been used yet",
-        )
-    return table.block_size
-
-
-def _volumes_in(name: str, table: PoolTable) -> set[int]:
-    """Return the device ids in a pool, by a metadata snapshot of it."""
-    with IoctlDeviceMapper() as dm, ThinPool(name, "", dm, dm).metadata_snapshot():
-        return metadata.device_ids(block.node_of(table.metadata_device))

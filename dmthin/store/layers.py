@@ -6,7 +6,6 @@ restart of dmthin: so the ledger keeps it. It is valid only while the kernel has
 
 import logging
 import os
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -14,6 +13,7 @@ from pathlib import Path
 from dmthin.errors import InUse, NotFound
 from dmthin.kernel import detached, mount
 from dmthin.kernel.devicemapper import DeviceInfo
+from dmthin.kernel.retry import retry_busy
 from dmthin.store.config.layout import Layout
 from dmthin.store.config.options import StorageOptions
 from dmthin.store.state.ledger import Ledger
@@ -23,9 +23,6 @@ from dmthin.store.volumes.cleanup import Cleanup, describe_users
 from dmthin.store.volumes.volumes import Volumes
 
 logger = logging.getLogger(__name__)
-
-_ATTEMPTS = 4
-_PAUSE_SECONDS = 0.05
 
 
 class Layers:
@@ -170,16 +167,11 @@ class Layers:
             logger.warning("the device of the %s is still in use by %s", volume.title, describe_users(left))
 
     def _unmount_patiently(self, volume: Volume, info: DeviceInfo, target: Path) -> None:
-        for attempt in range(_ATTEMPTS):
-            try:
-                mount.unmount(target)
-            except InUse:
-                if attempt + 1 < _ATTEMPTS:
-                    time.sleep(_PAUSE_SECONDS)
-            else:
-                return
-        logger.warning("the %s was unmounted while in use by %s", volume.title, describe_users(info))
-        mount.unmount(target, lazy=True)
+        try:
+            retry_busy(lambda: mount.unmount(target))
+        except InUse:
+            logger.warning("the %s was unmounted while in use by %s", volume.title, describe_users(info))
+            mount.unmount(target, lazy=True)
 
     def _is_mounted(self, volume: Volume, place: Path) -> bool:
         info = self._volumes.info(volume)

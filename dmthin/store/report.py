@@ -1,7 +1,7 @@
-"""What a store holds, as values for a face to show: volumes as the ledger and the kernel have them now, and their use.
+"""Reports of a store for front ends: its volumes as the ledger and the kernel have them now, and their usage.
 
-Nothing here changes the store, but for `usage`, which brings the pool up and holds a metadata snapshot for a moment.
-All sizes are bytes, times are seconds since the epoch, and None is what nobody knows.
+Nothing here changes the store, except that `usage` activates the pool and holds a metadata snapshot for a moment.
+All sizes are bytes, times are seconds since the epoch, and None is what is not known.
 """
 
 from collections import defaultdict
@@ -30,7 +30,7 @@ _MODE_MEANS = {
 
 
 class Activity(StrEnum):
-    """What is going on with a volume. The first three are changes under way, the others what the kernel says."""
+    """The state of a volume: an operation in progress (the first three), or what the kernel says (the others)."""
 
     MAKING = "making"
     GROWING = "growing"
@@ -46,7 +46,7 @@ class Activity(StrEnum):
 class VolumeView:
     """One volume now. `parent` is a name; `device`, `open_count` and `mapped` are None while it is not active.
 
-    `mounts` are the places where this process's namespace sees it.
+    `mounts` are its mount points in this process's namespace.
     """
 
     name: str
@@ -65,7 +65,7 @@ class VolumeView:
 
 @dataclass(frozen=True, slots=True)
 class TreeNode:
-    """A volume and what descends from it, by name."""
+    """A volume and its children, by name."""
 
     volume: VolumeView
     children: tuple["TreeNode", ...]
@@ -73,7 +73,7 @@ class TreeNode:
 
 @dataclass(frozen=True, slots=True)
 class VolumeUsage:
-    """What a volume takes of the pool: `mapped` is `exclusive`, which would come back without it, and `shared`."""
+    """A volume's usage of the pool: `mapped` is `exclusive`, which its removal frees, plus `shared`."""
 
     name: str
     kind: Kind
@@ -85,7 +85,7 @@ class VolumeUsage:
 
 @dataclass(frozen=True, slots=True)
 class UsageReport:
-    """The use of a pool. The totals count each block once: `mapped` is what the pool has given out."""
+    """The usage of a pool. The totals count each block once: `mapped` is what the pool has allocated."""
 
     volumes: tuple[VolumeUsage, ...]
     mapped: int
@@ -95,7 +95,7 @@ class UsageReport:
 
 @dataclass(frozen=True, slots=True)
 class VolumeDetail:
-    """All that is known of one volume. `ancestors` begin with the parent; `highest_mapped` is an offset in bytes."""
+    """Everything about one volume. `ancestors` begin with the parent; `highest_mapped` is an offset in bytes."""
 
     volume: VolumeView
     ancestors: tuple[str, ...]
@@ -108,7 +108,7 @@ class VolumeDetail:
 
 
 def volumes(store: Store, *kinds: Kind) -> list[VolumeView]:
-    """The volumes, of `kinds` or of all, by name; those too whose making or removing is under way."""
+    """Return the volumes of these kinds, or all, by name; also those that are being made or removed."""
     every = store.ledger.volumes()
     names = {volume.device_id: volume.name for volume in every}
     record = store.ledger.store()
@@ -125,7 +125,7 @@ def volumes(store: Store, *kinds: Kind) -> list[VolumeView]:
 
 
 def volume(store: Store, name: str) -> VolumeView:
-    """One volume. Raises NotFound."""
+    """Return one volume. Raises NotFound."""
     for view in volumes(store):
         if view.name == name:
             return view
@@ -133,7 +133,7 @@ def volume(store: Store, name: str) -> VolumeView:
 
 
 def tree(store: Store) -> tuple[TreeNode, ...]:
-    """The volumes that descend from none, with what descends from them."""
+    """Return the volumes without a parent, each with its children."""
     children: dict[str | None, list[VolumeView]] = defaultdict(list)
     for view in volumes(store):
         children[view.parent].append(view)
@@ -145,7 +145,7 @@ def tree(store: Store) -> tuple[TreeNode, ...]:
 
 
 def usage(store: Store) -> UsageReport:
-    """What each volume maps, by name, from the pool's metadata. Raises what activation does."""
+    """Return what each volume maps, by name, from the pool's metadata. Raises what activation does."""
     blocks = store.pool.usage()
     pool = store.pool.status()
     every = sorted(store.ledger.volumes(), key=lambda volume: volume.name)
@@ -155,7 +155,7 @@ def usage(store: Store) -> UsageReport:
 
 
 def details(store: Store, names: Iterable[str]) -> list[VolumeDetail]:
-    """All that is known of some volumes, in the order of `names`. Raises NotFound for the first that is not there."""
+    """Return everything about some volumes, in the order of `names`. Raises NotFound for the first that is missing."""
     by_name = {view.name: view for view in volumes(store)}
     record = store.ledger.store()
     found = []
@@ -181,7 +181,7 @@ def details(store: Store, names: Iterable[str]) -> list[VolumeDetail]:
 
 
 def pool_warnings(report: PoolReport) -> list[str]:
-    """What an administrator should know about a pool before it hurts, each in one line."""
+    """Return warnings about a pool, one line each."""
     status = report.status
     if status is None:
         return []
@@ -234,7 +234,7 @@ def _view(
 
 
 def _usage(volume: Volume, use: Usage | None, block_size: int) -> VolumeUsage:
-    if use is None:  # made or removed while we looked
+    if use is None:  # made or removed since the metadata snapshot
         return VolumeUsage(volume.name, volume.kind, volume.size, None, None, None)
     exclusive, shared = use.exclusive_blocks * block_size, use.shared_blocks * block_size
     return VolumeUsage(volume.name, volume.kind, volume.size, exclusive + shared, exclusive, shared)
@@ -253,7 +253,7 @@ def _activity(volume: Volume, info: DeviceInfo | None, mounts: tuple[str, ...]) 
 
 
 def _places() -> dict[int, list[str]]:
-    """The places where each file system is mounted, by its device."""
+    """Return the mount points of each file system by its device."""
     places: dict[int, list[str]] = defaultdict(list)
     for entry in mount.table():
         places[entry.dev].append(entry.target)
@@ -268,9 +268,9 @@ def _info(store: Store, device_name: str) -> DeviceInfo | None:
 
 
 def _mapped(store: Store, info: DeviceInfo | None) -> tuple[int | None, int | None]:
-    """Bytes that an active volume maps, and where the last of them ends."""
+    """Return the bytes that an active volume maps, and the offset where the last of them ends."""
     if info is not None and info.live_table:
-        # The device may go, or get another table, while we look.
+        # The device may be removed, or get another table, before it is asked.
         with suppress(DmthinError):
             status = ThinStatus.parse(store.dm.status(info.name))
             return status.mapped, status.highest_mapped

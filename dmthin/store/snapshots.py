@@ -9,15 +9,13 @@ from dataclasses import replace
 
 from dmthin.errors import AlreadyExists, InUse, InvalidValue, NotFound
 from dmthin.kernel.devicemapper import DeviceInfo
+from dmthin.kernel.retry import retry_busy
 from dmthin.store.state.ledger import Ledger
 from dmthin.store.state.model import Kind, NewSnapshot, NewVolume, Snapshot, SnapshotKind
 from dmthin.store.state.snapshot_table import SnapshotTable, volume_name
 from dmthin.store.volumes.children import Children, plan_child
 from dmthin.store.volumes.cleanup import Cleanup
 from dmthin.store.volumes.volumes import Volumes
-
-_ATTEMPTS = 4
-_PAUSE_SECONDS = 0.05
 
 Labels = Mapping[str, str]
 
@@ -115,16 +113,8 @@ class Snapshots:
         Raises NotFound, InUse (it has children, is mounted or open; names the users).
         """
         volume = self.get(snapshotter, key).volume
-        for attempt in range(_ATTEMPTS):
-            try:
-                self._cleanup.remove(volume)
-            except InUse:
-                # udev and blkid open a device for a moment; a mount or a child stays.
-                if attempt + 1 == _ATTEMPTS or self._ledger.children(volume.device_id):
-                    raise
-                time.sleep(_PAUSE_SECONDS)
-            else:
-                return
+        # udev and blkid open a device for a moment; a child stays.
+        retry_busy(lambda: self._cleanup.remove(volume), is_final=lambda: bool(self._ledger.children(volume.device_id)))
 
     def relabel(self, snapshotter: str, key: str, labels: Labels, only: Collection[str] | None = None) -> Snapshot:
         """Replace a snapshot's labels, or `only` those with these keys; return the snapshot then. Raises NotFound.

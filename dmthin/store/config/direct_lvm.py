@@ -1,4 +1,4 @@
-"""Docker's direct-lvm options: one disk for the pool, divided, extended by itself; here without LVM."""
+"""Docker's direct-lvm options: one disk for the pool, divided and extended automatically, here without LVM."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ _CONTRADICTIONS = ("dm.datadev", "dm.metadatadev", "dm.loopdatasize", "dm.loopme
 
 @dataclass(frozen=True, slots=True)
 class DirectLvm:
-    """A disk that the pool has for itself; the defaults are Docker's.
+    """A disk that holds nothing but the pool; the defaults are Docker's.
 
     Data and metadata begin with `data_percent` and `metadata_percent` of it. At `threshold` percent of use they are
     extended by `extend_percent` of their size; a threshold of 100 or an extension of 0 means never. `force` overwrites
@@ -37,12 +37,12 @@ class DirectLvm:
 
     @property
     def extends(self) -> bool:
-        """Whether the pool is to be extended by itself."""
+        """Whether the pool is extended automatically."""
         return self.threshold < 100 and self.extend_percent > 0
 
 
 def read(pairs: Mapping[str, str]) -> DirectLvm | None:
-    """The group among a store's options, None without a device. Raises InvalidValue for what Docker refuses too."""
+    """Return the direct-lvm options of a store, None without a device. Raises InvalidValue as Docker does."""
     given = OptionReader(pairs)
     data_percent = given.percent("dm.thinp_percent", 95, least=1)
     metadata_percent = given.percent("dm.thinp_metapercent", 1, least=1)
@@ -68,7 +68,7 @@ def read(pairs: Mapping[str, str]) -> DirectLvm | None:
 
 
 def text_of(direct: DirectLvm | None, key: str) -> str:
-    """One of DIRECT_OPTIONS as text, for comparison and messages; empty without a device."""
+    """Return one of DIRECT_OPTIONS as text, for comparison and messages; empty without a device."""
     if direct is None:
         return ""
     texts = (

@@ -1,4 +1,4 @@
-"""Where things lie in a store's folder."""
+"""The layout of a store's folder, and of the devices below its pool."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +29,10 @@ class Layout:
 
     @property
     def identity(self) -> str:
-        """What a copy of this folder does not share: part of the uuids of all devices, empty before there is one."""
+        """The folder's device and inode number, which a copy does not share; empty before the folder exists.
+
+        It is part of the uuids of all of the store's devices.
+        """
         try:
             folder = self.root.stat()
         except FileNotFoundError:
@@ -38,7 +41,7 @@ class Layout:
 
     @property
     def work(self) -> Path:
-        """Where volumes are mounted for a moment, each at its device id."""
+        """Where dmthin mounts volumes for its own work, each at its device id."""
         return self.root / "work"
 
     @property
@@ -50,7 +53,7 @@ class Layout:
         return self.mounts / name
 
     def work_point(self, device_id: int) -> Path:
-        """Where a volume is mounted for a moment, to be filled or grown."""
+        """Where a volume is mounted to be filled or grown."""
         return self.work / str(device_id)
 
     def data(self, record: StoreRecord) -> Backing:
@@ -66,13 +69,13 @@ class Layout:
         return DiskPart(Path(record.metadata), "metadata", *names, 0, record.metadata_size, end)
 
     def uuid(self, record: StoreRecord, what: str) -> str:
-        """The device-mapper uuid of this store's device for `what`; a copy of the store has another."""
+        """Return the device-mapper uuid of this store's device for `what`; a copy of the store has another."""
         return "-".join(filter(None, (record.uuid_prefix, what, self.identity)))
 
     def _names(self, record: StoreRecord, what: str) -> tuple[str, str]:
         return f"{record.prefix}-{what}", self.uuid(record, what)
 
     def _backing(self, place: str) -> Backing:
-        """An absolute place is the administrator's device, any other a file of the store's own."""
+        """Return the backing at a place: a block device if the path is absolute, else a file of the store's own."""
         path = self.root / place
         return BlockDevice(path) if place.startswith("/") else SparseFile(path)

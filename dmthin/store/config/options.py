@@ -1,6 +1,6 @@
 """Storage options with the names, units and meaning of Docker's devicemapper driver: `dm.basesize=20G`, `size=20G`.
 
-One that is not known, or contradicts another, is refused by name, never taken in silence. Sizes are bytes here.
+An option that is unknown, or contradicts another, is refused by name and never ignored. Sizes are bytes here.
 """
 
 import logging
@@ -13,7 +13,7 @@ from dmthin.errors import InvalidValue
 from dmthin.kernel.thin import MAX_BLOCK_SIZE, MAX_METADATA_SIZE, MIN_BLOCK_SIZE
 from dmthin.pool import filesystem
 from dmthin.pool.filesystem import FileSystem
-from dmthin.store.config import direct_lvm as directlvm
+from dmthin.store.config import direct_lvm
 from dmthin.store.config.direct_lvm import DIRECT_OPTIONS, DirectLvm
 from dmthin.store.config.reader import OptionReader
 from dmthin.units import GIB, KIB, format_exact
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 _LOOP_OPTIONS = ("dm.loopdatasize", "dm.loopmetadatasize")
 _DEVICE_OPTIONS = ("dm.datadev", "dm.metadatadev")
 POOL_OPTIONS = (*_LOOP_OPTIONS, *_DEVICE_OPTIONS, "dm.thinpooldev", "dm.blocksize", *DIRECT_OPTIONS)
-"""Options that shape the pool when it is made, and cannot differ later."""
+"""Options that shape the pool when it is made, and cannot be changed later."""
 
 _VOLUME_OPTIONS = (
     "dm.basesize",
@@ -64,8 +64,8 @@ class StorageOptions:
 
     @classmethod
     def from_pairs(cls, pairs: Mapping[str, str]) -> "StorageOptions":
-        """The options that `parse_pairs` found. Raises InvalidValue, which names the option."""
-        given, default, direct = OptionReader(pairs), cls(), directlvm.read(pairs)
+        """Return the options of pairs as `parse_pairs` returns them. Raises InvalidValue, which names the option."""
+        given, default, direct = OptionReader(pairs), cls(), direct_lvm.read(pairs)
         device = given.text("dm.datadev") or given.text("dm.thinpooldev") or direct
         options = cls(
             base_size=given.size("dm.basesize", default.base_size),
@@ -77,7 +77,7 @@ class StorageOptions:
             data_device=given.path("dm.datadev"),
             metadata_device=given.path("dm.metadatadev"),
             thin_pool_device=given.text("dm.thinpooldev").removeprefix("/dev/mapper/"),
-            block_size=given.size("dm.blocksize", directlvm.BLOCK_SIZE if direct else default.block_size),
+            block_size=given.size("dm.blocksize", direct_lvm.BLOCK_SIZE if direct else default.block_size),
             # A discard on a real disk is dear, and pointless where the pool does not pass it down: Docker's default.
             discard=given.truth("dm.blkdiscard", not device),
             min_free_percent=given.percent("dm.min_free_space", default.min_free_percent, sign_required=True),
@@ -93,7 +93,7 @@ class StorageOptions:
         return options
 
     def text_of(self, key: str) -> str:
-        """One of POOL_OPTIONS as text, for comparison and messages; empty where it is not set."""
+        """Return one of POOL_OPTIONS as text, for comparison and messages; empty if it is not set."""
         match key:
             case "dm.loopdatasize":
                 return format_exact(self.data_size)
@@ -107,7 +107,7 @@ class StorageOptions:
                 return self.thin_pool_device
             case "dm.blocksize":
                 return format_exact(self.block_size)
-        return directlvm.text_of(self.direct, key)
+        return direct_lvm.text_of(self.direct, key)
 
     def _check(self, pairs: Mapping[str, str]) -> None:
         if self.thin_pool_device:
@@ -137,10 +137,10 @@ class StorageOptions:
 
 
 def parse_pairs(texts: Iterable[str]) -> dict[str, str]:
-    """`key=value` texts as pairs, by Docker's rules: the key's case does not matter and the last one wins.
+    """Return `key=value` texts as pairs, by Docker's rules: the key's case does not matter, the last value wins.
 
-    Except that every dm.mkfsarg counts (joined by NUL here), and dm.mountopt is joined by commas. Raises InvalidValue
-    for an unknown option, with the nearest known name.
+    Values of dm.mkfsarg are joined by NUL instead, and those of dm.mountopt by commas. Raises InvalidValue for an
+    unknown option, with the nearest known name.
     """
     pairs: dict[str, str] = {}
     for text in texts:
@@ -163,12 +163,12 @@ def parse_pairs(texts: Iterable[str]) -> dict[str, str]:
 
 
 def as_texts(pairs: Mapping[str, str]) -> tuple[str, ...]:
-    """The pairs as texts that `parse_pairs` reads back."""
+    """Return the pairs as texts that `parse_pairs` reads back."""
     return tuple(f"{key}={part}" for key, value in pairs.items() for part in value.split("\0"))
 
 
 def parse_volume_size(texts: Iterable[str]) -> int | None:
-    """The bytes of `size=20G` among the storage options of one volume, None where it is not given or 0.
+    """Return the bytes of `size=20G` among the storage options of one volume, None if it is not given or 0.
 
     Docker knows no other key here. Raises InvalidValue.
     """

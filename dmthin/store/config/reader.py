@@ -8,17 +8,17 @@ from dmthin.errors import InvalidValue
 
 
 class OptionReader:
-    """The pairs of a store's options; what is not given has its default."""
+    """Reads the pairs of a store's options. An option that is not given has its default."""
 
     def __init__(self, pairs: Mapping[str, str]) -> None:
         self._pairs = pairs
 
     def text(self, key: str) -> str:
-        """The text as it is, empty without."""
+        """Return the text of an option, empty without it."""
         return self._pairs.get(key, "")
 
     def path(self, key: str) -> Path | None:
-        """An absolute path."""
+        """Return an absolute path, None without it."""
         if not (text := self.text(key)):
             return None
         if not text.startswith("/"):
@@ -26,15 +26,15 @@ class OptionReader:
         return Path(text)
 
     def size(self, key: str, default: int) -> int:
-        """Bytes."""
+        """Return a size in bytes."""
         return units.parse_size(self._pairs[key], key) if key in self._pairs else default
 
     def truth(self, key: str, default: bool) -> bool:
-        """True or false."""
+        """Return true or false."""
         return units.parse_bool(self._pairs[key], key) if key in self._pairs else default
 
     def percent(self, key: str, default: int, *, least: int = 0, below: int = 100, sign_required: bool = False) -> int:
-        """A whole percentage from `least` to less than `below`."""
+        """Return a whole percentage from `least` to less than `below`."""
         if key not in self._pairs:
             return default
         value = units.parse_percent(self._pairs[key], key, below=below, sign_required=sign_required)
@@ -43,7 +43,7 @@ class OptionReader:
         return value
 
     def count(self, key: str, least: int = 0, most: int = (1 << 64) - 1) -> int | None:
-        """A whole number; None where it is not given."""
+        """Return a whole number from `least` to `most`, None without it."""
         if key not in self._pairs:
             return None
         text = self._pairs[key]

@@ -1,4 +1,4 @@
-"""Group commit: what many threads have written to one file reaches the disk together."""
+"""Group commit: one fdatasync for all threads that wait for their writes to the same file."""
 
 import threading
 from pathlib import Path
@@ -8,21 +8,21 @@ from dmthin.kernel import block
 
 
 class GroupSync:
-    """Syncs the file at `path` for as many threads at once as ask for it while another sync is under way."""
+    """Syncs the file at `path` for all threads that ask for it while another sync is in progress."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._disk = threading.Lock()
         self._next = _Round()
         self.has_failed = False
-        """Whether a sync has failed: what it was to write may be lost, whatever a later one says (fsync(2), EIO)."""
+        """Whether a sync has failed: its data may be lost, even if a later sync succeeds (fsync(2), EIO)."""
 
     def wait(self) -> None:
-        """Return once everything that this thread has written to the file is on the disk.
+        """Return once everything that this thread has written to the file is durable.
 
-        Raises what `block.sync_data` does, to each whose write was not synced.
+        Raises what `block.sync_data` does, in each thread whose write was not synced.
         """
-        mine = self._next  # begins later than now, and so after our write
+        mine = self._next  # begins after now, and so after this thread's write
         with self._disk:
             if not mine.is_over:
                 self._next = _Round()
@@ -33,7 +33,7 @@ class GroupSync:
 
 
 class _Round:
-    """One sync, for those who asked before it began."""
+    """One sync, for the threads that asked before it began."""
 
     def __init__(self) -> None:
         self.is_over = False

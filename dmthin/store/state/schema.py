@@ -1,8 +1,8 @@
-"""The ledger's database file: its schema and how it got there, and SQLite's errors in our words.
+"""The ledger's database file: its schema, its migrations, and the errors of SQLite.
 
-Write-ahead log with `synchronous=NORMAL`: a commit appends to the log, whose sync, one for many commits, the ledger
-sees to (`GroupSync`). SQLite itself syncs the log before it copies it into the file, and the file after that, so that a
-power cut takes away whole commits at the end, and none that was synced.
+The database uses a write-ahead log with `synchronous=NORMAL`: a commit appends to the log, and `GroupSync` syncs that,
+once for many commits. SQLite itself syncs the log before a checkpoint, and the database after it. So a power cut takes
+away whole commits from the end of the log, and none that was synced.
 """
 
 import os
@@ -71,20 +71,20 @@ _MIGRATIONS = (
     ) STRICT;
     """,
 )
-"""Each script takes the schema one version further; a ledger's `user_version` counts those it has had."""
+"""Each script migrates the schema by one version; a ledger's `user_version` is the number of those applied."""
 
 SCHEMA_VERSION = len(_MIGRATIONS)
 
 
 def make(path: Path) -> None:
-    """Make an empty ledger, durably: under another name first, so that there is a whole one or none."""
+    """Make an empty ledger, durably: under another name first, then renamed. Raises what `failure` returns."""
     new = path.with_name(f"{path.name}.new")
     for stale in (*files(path)[1:], *files(new)):
         block.remove_file(stale)
     try:
         with step("fill", new), closing(connect(new)) as connection:
             new.chmod(0o600)
-            # The file remembers it, and one that is somebody else's is not to be changed by opening it.
+            # The file keeps this mode. It is set here because opening must not change a file that is no ledger.
             connection.execute("PRAGMA journal_mode = WAL")
             _upgrade(connection)
         with step("make", path):
@@ -95,7 +95,7 @@ def make(path: Path) -> None:
 
 
 def clear_blank(path: Path) -> None:
-    """Remove a database that holds nothing at all; any other is left as it is."""
+    """Remove a database without any table; leave any other as it is."""
     try:
         with closing(connect(path)) as connection:
             (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
@@ -108,7 +108,7 @@ def clear_blank(path: Path) -> None:
 
 
 def require_current(connection: sqlite3.Connection, path: Path) -> None:
-    """Bring a ledger to this schema. Raises NotFound (another file), Unavailable (a newer schema)."""
+    """Migrate a ledger to this schema. Raises NotFound (not a ledger), Unavailable (a newer schema)."""
     (application,) = connection.execute("PRAGMA application_id").fetchone()
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     if application != _APPLICATION_ID:
@@ -118,23 +118,23 @@ def require_current(connection: sqlite3.Connection, path: Path) -> None:
             f"{path.parent} was made by a newer dmthin (schema {version}, this one knows {SCHEMA_VERSION})",
             hint="upgrade dmthin",
         )
-    connection.execute("PRAGMA journal_mode = WAL")  # one that was copied by VACUUM INTO or a dump has lost it
+    connection.execute("PRAGMA journal_mode = WAL")  # a copy made by VACUUM INTO or a dump has lost it
     if version < SCHEMA_VERSION:
         _upgrade(connection)
 
 
 def files(path: Path) -> tuple[Path, ...]:
-    """The ledger and what SQLite keeps beside it."""
+    """Return the ledger's file and those that SQLite keeps beside it."""
     return path, log(path), path.with_name(f"{path.name}-shm")
 
 
 def log(path: Path) -> Path:
-    """The file that commits are appended to, there while a connection is open that has read or written."""
+    """Return the path of the write-ahead log, which exists while a connection has read or written."""
     return path.with_name(f"{path.name}-wal")
 
 
 def connect(path: Path) -> sqlite3.Connection:
-    """A connection whose commits are durable once the log is synced. Raises what `failure` gives."""
+    """Return a connection whose commits are durable once the log is synced. Raises what `failure` returns."""
     try:
         connection = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
         connection.execute("PRAGMA synchronous = NORMAL")
@@ -156,7 +156,7 @@ def _upgrade(connection: sqlite3.Connection) -> None:
 
 
 def failure(error: sqlite3.Error, path: Path) -> DmthinError:
-    """The error for what SQLite says."""
+    """Return the error for an error of SQLite."""
     name = getattr(error, "sqlite_errorname", "")
     if name == "SQLITE_FULL":
         return NoDataSpace(f"the file system of {path} is full", hint="free some space on it")

@@ -1,16 +1,14 @@
 """Volumes in use: detected before a change, named in the error, detached where that was asked for."""
 
-import time
 from pathlib import Path
 
 from dmthin.errors import InUse
 from dmthin.kernel import holders, mount
 from dmthin.kernel.devicemapper import DeviceInfo
+from dmthin.kernel.retry import retry_busy
 from dmthin.store.state.model import Volume
 from dmthin.store.volumes.devices import Devices
 
-_ATTEMPTS = 4
-_PAUSE_SECONDS = 0.05
 _UNKNOWN = "something in the kernel"
 
 
@@ -19,14 +17,18 @@ def require_not_open_elsewhere(volume: Volume, devices: Devices) -> None:
 
     The device is looked at more than once, since blkid and the like open it for a moment.
     """
-    now = devices.info(volume)
-    for _ in range(_ATTEMPTS):
-        if now is None or not now.open_count or mount.of_device(now.dev):
-            return
-        time.sleep(_PAUSE_SECONDS)
+
+    def look() -> None:
         now = devices.info(volume)
-    who = holders.describe(now.dev) if now else ""
-    raise InUse(f"the {volume.title} is in use by {who or _UNKNOWN}", hint="stop that first")
+        if now is not None and now.open_count and not mount.of_device(now.dev):
+            raise InUse(f"the {volume.title} is in use")
+
+    try:
+        retry_busy(look)
+    except InUse as error:
+        now = devices.info(volume)
+        who = (holders.describe(now.dev) if now else "") or _UNKNOWN
+        raise InUse(f"{error.message} by {who}", hint="stop that first") from None
 
 
 def require_unused(volume: Volume, info: DeviceInfo | None) -> None:
