@@ -86,6 +86,7 @@ class Containers:
         return self._ledger.ready(name, Kind.CONTAINER)
 
     def _place(self, name: str, target: Path | None) -> tuple[Volume, Path]:
+        """Return a container and where to mount it. Raises NotFound, InvalidValue (a name that is not a path)."""
         container = self.get(name)
         if target is None and "/" in name:
             raise InvalidValue(f"the container {name!r} has no place of its own", hint="name a folder to mount it at")

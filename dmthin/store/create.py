@@ -139,7 +139,10 @@ def _on_one_disk(record: StoreRecord, disk: DirectLvm, *, force: bool) -> StoreR
 
 
 def _on_two_places(record: StoreRecord, chosen: StorageOptions, layout: Layout, *, force: bool) -> StoreRecord:
-    """Return the record of a store whose data and metadata are each a file of its own or a device."""
+    """Return the record of a store whose data and metadata are each a file of its own or a device.
+
+    Raises InvalidValue (one device for both), AlreadyExists, InUse.
+    """
     for device in filter(None, (chosen.data_device, chosen.metadata_device)):
         preflight.require_blank_device(device, force=force)
     record = replace(
@@ -158,6 +161,7 @@ def _on_two_places(record: StoreRecord, chosen: StorageOptions, layout: Layout, 
 
 
 def _make_under_lock(plan: Plan) -> None:
+    """Make the store with the pool lock held exclusively. Raises AlreadyExists if another process was faster."""
     layout = plan.layout
     for _ in range(_ATTEMPTS):
         make_lock_file(layout.lock)
@@ -198,6 +202,7 @@ def _build(plan: Plan) -> None:
 
 
 def _require_no_store(layout: Layout) -> None:
+    """Raise AlreadyExists where there is a store, finished or not."""
     if not block.exists(layout.ledger):
         return
     with suppress(NotFound):
@@ -230,6 +235,7 @@ def _lifecycle(layout: Layout, ledger: Ledger) -> PoolLifecycle:
 
 
 def _make_folder(root: Path) -> None:
+    """Make the store's folder for root alone. Raises AlreadyExists for a file, and what mkdir(2) gives."""
     try:
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
         root.chmod(0o700)

@@ -53,7 +53,7 @@ class Layout:
         return self.mounts / name
 
     def work_point(self, device_id: int) -> Path:
-        """Where a volume is mounted to be filled or grown."""
+        """Return the folder at which a volume is mounted to be filled or grown."""
         return self.work / str(device_id)
 
     def data(self, record: StoreRecord) -> Backing:

@@ -110,6 +110,7 @@ class StorageOptions:
         return direct_lvm.text_of(self.direct, key)
 
     def _check(self, pairs: Mapping[str, str]) -> None:
+        """Raise InvalidValue for options that contradict each other, or that the kernel or mkfs would refuse."""
         if self.thin_pool_device:
             for key in POOL_OPTIONS:
                 if key in pairs and key != "dm.thinpooldev":

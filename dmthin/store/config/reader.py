@@ -18,7 +18,7 @@ class OptionReader:
         return self._pairs.get(key, "")
 
     def path(self, key: str) -> Path | None:
-        """Return an absolute path, None without it."""
+        """Return an absolute path, None without it. Raises InvalidValue for a relative one."""
         if not (text := self.text(key)):
             return None
         if not text.startswith("/"):
@@ -34,7 +34,7 @@ class OptionReader:
         return units.parse_bool(self._pairs[key], key) if key in self._pairs else default
 
     def percent(self, key: str, default: int, *, least: int = 0, below: int = 100, sign_required: bool = False) -> int:
-        """Return a whole percentage from `least` to less than `below`."""
+        """Return a whole percentage. Raises InvalidValue unless it is `least` or more and less than `below`."""
         if key not in self._pairs:
             return default
         value = units.parse_percent(self._pairs[key], key, below=below, sign_required=sign_required)
@@ -43,7 +43,7 @@ class OptionReader:
         return value
 
     def count(self, key: str, least: int = 0, most: int = (1 << 64) - 1) -> int | None:
-        """Return a whole number from `least` to `most`, None without it."""
+        """Return a whole number, None without it. Raises InvalidValue unless it is from `least` to `most`."""
         if key not in self._pairs:
             return None
         text = self._pairs[key]

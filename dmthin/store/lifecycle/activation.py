@@ -177,7 +177,7 @@ class PoolActivation:
 
         The ledger is written first, and last says that the pool is up. So a pool that is one behind a ledger which does
         not say so was left by a process that died in between. Any other difference means that the ledger was restored
-        from an old copy, or that another program has changed the pool.
+        from an old copy, or that another program has changed the pool: NeedsRepair.
         """
         status = pool.status()
         pool.require_usable(status)

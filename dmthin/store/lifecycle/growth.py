@@ -99,6 +99,7 @@ def _target(what: str, backing: Backing, now: int, wanted: int | None, step: int
     """Return the bytes to grow to, in whole steps; None if there is nothing to do.
 
     Without a `wanted` size, a block device that has grown is used in full; a file and a part of a disk stay.
+    Raises InvalidValue for a smaller size, or one for which the backing has no room.
     """
     if wanted is None:
         available = now if backing.is_file else backing.size() // step * step

@@ -46,7 +46,10 @@ def trim(
 
 
 def _trim_some(space_map: SpaceMap, backing: Backing, block_size: int, done: int) -> tuple[int, int]:
-    """Free the holes of bitmaps from number `done` on until the time is up; return the bitmaps done and in all."""
+    """Free the holes of bitmaps from number `done` on until the time is up; return the bitmaps done and in all.
+
+    Raises KernelError, which names a device that takes no discards.
+    """
     deadline = time.monotonic() + _PAUSE_SECONDS
     index = space_map.index()
     total = len(index.bitmaps)

@@ -89,7 +89,10 @@ class Database:
         self._log.wait()
 
     def _rewrite_log(self) -> None:
-        """Checkpoint the log into the database: after a failed sync, a later one cannot make the log durable."""
+        """Checkpoint the log into the database: after a failed sync, a later one cannot make the log durable.
+
+        Raises TimeLimit while other connections read the log.
+        """
         busy, *_ = self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         if busy:
             raise TimeLimit(f"the ledger {self.path} could not be written out again", hint="try again")

@@ -18,13 +18,13 @@ def require_not_open_elsewhere(volume: Volume, devices: Devices) -> None:
     The device is looked at more than once, since blkid and the like open it for a moment.
     """
 
-    def look() -> None:
+    def require_free() -> None:
         now = devices.info(volume)
         if now is not None and now.open_count and not mount.of_device(now.dev):
             raise InUse(f"the {volume.title} is in use")
 
     try:
-        retry_busy(look)
+        retry_busy(require_free)
     except InUse as error:
         now = devices.info(volume)
         who = (holders.describe(now.dev) if now else "") or _UNKNOWN

@@ -177,7 +177,8 @@ class Creation:
     def _send(self, pool: ActivePool, volume: Volume, origin: Volume | None, suspend: Lock | None) -> None:
         """Send the pool's message, the origin suspended if it is in use; `suspend` is its suspend lock then.
 
-        A device id that the pool has already belongs to another volume, so only the record is deleted then.
+        A device id that the pool has already belongs to another volume: only the record is deleted then. Raises
+        NeedsRepair for it.
         """
         quiesced = self._devices.thin(pool, origin).quiesced(suspend.fd) if origin and suspend else nullcontext()
         with quiesced:

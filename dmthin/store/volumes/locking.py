@@ -56,6 +56,7 @@ class VolumeLocks:
             yield
 
     def _current(self, volume: Volume) -> Volume:
+        """Return a volume as the ledger has it now. Raises NotFound if it has been removed."""
         now = self._ledger.by_id(volume.device_id)
         if now is None or now.name != volume.name or now.state in (State.MAKING, State.REMOVING):
             raise NotFound(f"the {volume.title} has been removed meanwhile")

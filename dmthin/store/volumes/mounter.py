@@ -67,7 +67,7 @@ class Mounter:
                 place.rmdir()
 
     def _make_folder(self, target: Path) -> bool:
-        """Make the folder if it is not there; return whether it was made."""
+        """Make the folder if it is not there; return whether it was made. Raises InvalidValue for another file."""
         made = not target.exists()
         try:
             if target.parent == self._layout.work:
