@@ -8,6 +8,7 @@ import pytest
 
 import dmthin
 from dmthin import errors
+from dmthin.cli import parser
 from dmthin.errors import DmthinError
 from dmthin.store.config.options import KNOWN
 
@@ -116,3 +117,11 @@ def test_the_python_page_has_every_error_with_its_status() -> None:
         if kind is not DmthinError:
             status = kind.status
             assert table[name] == [status.name, str(status.exit_code), status.grpc, str(status.http)]
+
+
+def test_the_help_names_every_exit_status() -> None:
+    text = parser.build().format_help()
+    codes = {
+        int(code) for code in re.findall(r"(?:^|  )(1?[0-9]) [a-z]", text[text.index("exit status:") :], re.MULTILINE)
+    }
+    assert codes == {0, *(status.exit_code for status in errors.Status)}
