@@ -1,5 +1,6 @@
 """The options that every command takes, wherever on the line they stand."""
 
+import math
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -14,12 +15,14 @@ _FLAGS = {
     "--dry-run": "dry_run",
     "--yes": "yes",
     "-y": "yes",
-    "--verbose": "verbose",
-    "-v": "verbose",
     "--quiet": "quiet",
     "-q": "quiet",
 }
-_VALUED = ("--root", "--storage-opt")
+_VERBOSE = ("--verbose", "-v")
+_LOCK_TIMEOUT = "--lock-timeout"
+_VALUED = ("--root", "--storage-opt", _LOCK_TIMEOUT)
+_NO_LIMIT = "none"
+_SECONDS = re.compile(r"[0-9]+(\.[0-9]+)?")
 _CLUSTER = re.compile(r"-[vqyHp]{2,}")
 """Letters that take no value, the global ones among them, written as one: -qH."""
 
@@ -34,7 +37,11 @@ class UsageError(InvalidValue):
 
 @dataclass(frozen=True, slots=True)
 class GlobalOptions:
-    """What was given for every command. `store_options` are Docker's dm.*, `volume_options` those of one volume."""
+    """What was given for every command. `store_options` are Docker's dm.*, `volume_options` those of one volume.
+
+    `verbose` is how often -v was given. `lock_timeout` is in seconds, `math.inf` for no limit; None if it was given
+    neither by the option nor by the environment.
+    """
 
     root: Path
     store_options: tuple[str, ...] = ()
@@ -42,8 +49,9 @@ class GlobalOptions:
     json: bool = False
     dry_run: bool = False
     yes: bool = False
-    verbose: bool = False
+    verbose: int = 0
     quiet: bool = False
+    lock_timeout: float | None = None
 
 
 def default_root() -> Path:
@@ -51,9 +59,19 @@ def default_root() -> Path:
     return Path(os.environ.get("DMTHIN_ROOT") or _DEFAULT_ROOT)
 
 
+def parse_lock_timeout(text: str, what: str) -> float:
+    """Return seconds, `math.inf` for `none`. Raise UsageError, which names `what`."""
+    if text == _NO_LIMIT:
+        return math.inf
+    if not _SECONDS.fullmatch(text):
+        raise UsageError(f"{what}: {text!r} is not a number of seconds", hint="write a number, or none for no limit")
+    return float(text)
+
+
 def split_globals(arguments: Sequence[str]) -> tuple[GlobalOptions, list[str]]:
     """Take the global options out, up to a `--`, and return the rest in its order. Raises UsageError."""
     flags: dict[str, bool] = {}
+    verbose = 0
     values: dict[str, list[str]] = {name: [] for name in _VALUED}
     rest: list[str] = []
     left = iter(_without_clusters(arguments))
@@ -63,20 +81,28 @@ def split_globals(arguments: Sequence[str]) -> tuple[GlobalOptions, list[str]]:
             rest += [argument, *left]
         elif argument in _FLAGS:
             flags[_FLAGS[argument]] = True
+        elif argument in _VERBOSE:
+            verbose += 1
         elif name in _VALUED:
-            given = value if equals else next(left, None)
-            if not given:
+            text = value if equals else next(left, None)
+            if not text:
                 raise UsageError(f"{name} needs a value", hint="see: dmthin --help")
-            values[name].append(given)
+            values[name].append(text)
         else:
             rest.append(argument)
-    if flags.get("verbose") and flags.get("quiet"):
+    if verbose and flags.get("quiet"):
         raise UsageError("-v and -q exclude each other", hint="give one of them")
     root = Path(values["--root"][-1]) if values["--root"] else default_root()
-    texts = values["--storage-opt"]
-    volume_options = tuple(filter(_is_of_volume, texts))
-    store_options = tuple(text for text in texts if not _is_of_volume(text))
-    return GlobalOptions(root, store_options, volume_options, **flags), rest
+    pairs = values["--storage-opt"]
+    volume_options = tuple(filter(_is_of_volume, pairs))
+    store_options = tuple(pair for pair in pairs if not _is_of_volume(pair))
+    lock_timeout = None
+    if given := values[_LOCK_TIMEOUT]:
+        lock_timeout = parse_lock_timeout(given[-1], _LOCK_TIMEOUT)
+    elif default := os.environ.get("DMTHIN_LOCK_TIMEOUT"):
+        lock_timeout = parse_lock_timeout(default, "DMTHIN_LOCK_TIMEOUT")
+    options = GlobalOptions(root, store_options, volume_options, verbose=verbose, lock_timeout=lock_timeout, **flags)
+    return options, rest
 
 
 def _without_clusters(arguments: Sequence[str]) -> Iterator[str]:

@@ -28,13 +28,13 @@ class LiveLine(Protocol):
 class Output:
     """One command's two streams. With `as_json` every line of standard error is an object, and chatter is left out."""
 
-    def __init__(self, *, as_json: bool = False, quiet: bool = False, verbose: bool = False) -> None:
+    def __init__(self, *, as_json: bool = False, quiet: bool = False, verbose: int = 0) -> None:
         self.as_json = as_json
         self.quiet = quiet
         self.verbose = verbose
         self.live_line: LiveLine | None = None
 
-    def set_up(self, *, quiet: bool, verbose: bool) -> None:
+    def set_up(self, *, quiet: bool, verbose: int) -> None:
         """Take the options over once they are known."""
         self.quiet = quiet
         self.verbose = verbose
@@ -139,8 +139,10 @@ class Output:
 
     @contextmanager
     def logging(self) -> Iterator[None]:
-        """Let the log of the floors below reach standard error: warnings, or with -v all of it."""
+        """Write what dmthin logs to standard error during the block: warnings, with -v all, with -vv each ioctl too."""
         import logging
+
+        from dmthin import steps
 
         speak = self.warn, self.log
 
@@ -153,9 +155,11 @@ class Output:
         former = logger.level
         logger.addHandler(handler)
         logger.setLevel(logging.DEBUG if self.verbose else logging.WARNING)
+        steps.trace(self.verbose)
         try:
             yield
         finally:
+            steps.trace(0)
             logger.removeHandler(handler)
             logger.setLevel(former)
 

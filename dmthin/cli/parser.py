@@ -20,7 +20,17 @@ exit status:
   3 not found                8 not permitted          12 partly done
   4 exists already                                    128+n ended by signal n
 """
-_GLOBAL_NAMES = ("--root", "--storage-opt", "--json", "--dry-run", "--yes", "--verbose", "--quiet", "--help")
+_GLOBAL_NAMES = (
+    "--root",
+    "--storage-opt",
+    "--lock-timeout",
+    "--json",
+    "--dry-run",
+    "--yes",
+    "--verbose",
+    "--quiet",
+    "--help",
+)
 
 
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
@@ -141,10 +151,21 @@ def _describe_globals(parser: Parser) -> None:
         metavar="K=V",
         help="a storage option as Docker writes it, such as dm.basesize=20G; may be repeated",
     )
+    add(
+        "--lock-timeout",
+        metavar="SECONDS",
+        help="how long to wait for a lock that another process holds, or none for no limit"
+        " (default: $DMTHIN_LOCK_TIMEOUT, else none, for serve 60)",
+    )
     add("--json", action="store_true", help="write JSON: sizes in bytes, errors as objects on standard error")
     add("--dry-run", action="store_true", help="show the steps of a change as commands, and change nothing")
     add("-y", "--yes", action="store_true", help="do not ask before something is destroyed")
-    add("-v", "--verbose", action="store_true", help="tell more: programs as they run, where errors come from")
+    add(
+        "-v",
+        "--verbose",
+        action="store_true",
+        help="show each step, with its duration, and programs as they run; -vv also each ioctl and each lock",
+    )
     add("-q", "--quiet", action="store_true", help="only data and errors, no other words")
 
 

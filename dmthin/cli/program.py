@@ -1,5 +1,6 @@
 """The command from its arguments to its exit status: which verb, whose fault, and what a signal leaves behind."""
 
+import math
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -40,6 +41,7 @@ def _run(given: list[str], output: Output) -> int:
     options, rest = split_globals(given)
     output.set_up(quiet=options.quiet, verbose=options.verbose)
     from dmthin.cli.parser import parse
+    from dmthin.store.state.locks import limit_waits
 
     try:
         arguments = parse(rest)
@@ -49,6 +51,7 @@ def _run(given: list[str], output: Output) -> int:
         output.raw_words(arguments.parser.format_help())
         return Status.INVALID.exit_code
     _require_place_for_size(options, takes_size=arguments.takes_size)
+    limit_waits(math.inf if options.lock_timeout is None else options.lock_timeout)
     call = Call(options, arguments, output)
     with output.logging():
         command(arguments.run)(call)

@@ -5,6 +5,9 @@ from pathlib import Path
 from dmthin.cli.call import Call
 from dmthin.errors import InvalidValue
 
+_LOCK_TIMEOUT_SECONDS = 60.0
+"""How long a request waits for a lock at most: its client has given up by then, or soon will."""
+
 
 def serve(call: Call) -> None:
     """Serve the faces that were asked for, until a signal."""
@@ -21,6 +24,7 @@ def serve(call: Call) -> None:
     from dmthin.daemon import systemd
     from dmthin.daemon.serve import CONTAINERD_SOCKET, DOCKER_SOCKET, Faces
     from dmthin.daemon.serve import serve as run
+    from dmthin.store.state.locks import limit_waits
 
     plans = parse_plans(given.snapshotter, options.root)
     socket = Path(given.containerd) if given.containerd else CONTAINERD_SOCKET
@@ -29,6 +33,8 @@ def serve(call: Call) -> None:
         return
     if not docker and not containerd:
         raise InvalidValue("no face to serve", hint="give --docker, --containerd or both")
+    if options.lock_timeout is None:
+        limit_waits(_LOCK_TIMEOUT_SECONDS)
     systemd.set_up_logging(verbose=options.verbose, quiet=options.quiet)
     run(
         Faces(

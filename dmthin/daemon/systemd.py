@@ -6,6 +6,8 @@ import socket
 from collections.abc import Iterator
 from contextlib import suppress
 
+from dmthin import steps
+
 _FIRST_PASSED = 3
 _LEVELS = ((logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6))
 """Levels of logging, and those of syslog(3) that the journal reads from `<N>` before a line."""
@@ -51,8 +53,12 @@ class JournalFormatter(logging.Formatter):
         return "\n".join(f"<{level}>{line}" for line in super().format(record).splitlines())
 
 
-def set_up_logging(*, verbose: bool, quiet: bool) -> None:
-    """Log to standard error: for the journal where that is what reads it, else with the time."""
+def set_up_logging(*, verbose: int, quiet: bool) -> None:
+    """Log to standard error: for the journal where that is what reads it, else with the time.
+
+    `verbose` is the verbosity of the trace, see `steps.trace`.
+    """
+    steps.trace(verbose)
     handler = logging.StreamHandler()
     if "JOURNAL_STREAM" in os.environ:
         handler.setFormatter(JournalFormatter("%(message)s"))

@@ -2,7 +2,6 @@
 
 import ctypes
 import errno
-import fcntl
 import os
 import stat
 import struct
@@ -12,6 +11,7 @@ from pathlib import Path
 
 from dmthin.errors import InUse, Unavailable
 from dmthin.kernel import process
+from dmthin.kernel.ioctl import ioctl
 from dmthin.os_errors import FILES, explain, os_failure
 from dmthin.steps import step
 from dmthin.units import METADATA_BLOCK
@@ -106,7 +106,7 @@ def size(path: Path) -> int:
         status = os.fstat(fd)
         if not stat.S_ISBLK(status.st_mode):
             return status.st_size
-        (count,) = struct.unpack("=Q", fcntl.ioctl(fd, _BLKGETSIZE64, bytes(8)))
+        (count,) = struct.unpack("=Q", ioctl(fd, _BLKGETSIZE64, bytes(8), "BLKGETSIZE64", path))
         return int(count)
 
 
@@ -192,7 +192,7 @@ def punch(fd: int, offset: int, length: int) -> None:
 def discard(fd: int, offset: int, length: int) -> None:
     """Tell an open block device that a range is not needed (BLKDISCARD). Raises KernelError, EOPNOTSUPP for one."""
     try:
-        fcntl.ioctl(fd, _BLKDISCARD, struct.pack("=QQ", offset, length))
+        ioctl(fd, _BLKDISCARD, struct.pack("=QQ", offset, length), "BLKDISCARD", f"{offset} {length}")
     except OSError as error:
         raise os_failure(error, f"discard {length} bytes") from None
 

@@ -17,25 +17,31 @@ INTERFACE = (4, 0, 0)
 
 
 class Request(IntEnum):
-    """The number of each ioctl. The code is _IOWR(0xfd, nr, 312) in the generic encoding (x86, arm, riscv)."""
+    """The ioctls, by the kernel's names without `DM_`, and their numbers.
+
+    The code is _IOWR(0xfd, nr, 312) in the generic encoding (x86, arm, riscv).
+    """
 
     VERSION = 0
     LIST_DEVICES = 2
-    CREATE = 3
-    REMOVE = 4
-    RENAME = 5
-    SUSPEND = 6
-    STATUS = 7
+    DEV_CREATE = 3
+    DEV_REMOVE = 4
+    DEV_RENAME = 5
+    DEV_SUSPEND = 6
+    DEV_STATUS = 7
     TABLE_LOAD = 9
     TABLE_CLEAR = 10
     TABLE_STATUS = 12
     LIST_VERSIONS = 13
-    MESSAGE = 14
-    ARM_POLL = 16
+    TARGET_MSG = 14
+    DEV_ARM_POLL = 16
 
     @property
     def code(self) -> int:
         return 0xC0000000 | HEADER_SIZE << 16 | 0xFD << 8 | self
+
+    def __str__(self) -> str:
+        return f"DM_{self.name}"
 
 
 class Flag:

@@ -4,7 +4,6 @@ Buffers start at 1024 bytes, because CPython 3.11 gives up its lock during an io
 that needs more is copied to the kernel in one longer call.
 """
 
-import fcntl
 import os
 import select
 import time
@@ -24,13 +23,14 @@ from dmthin.kernel.devicemapper import (
     request_failure,
 )
 from dmthin.kernel.dmabi import Flag, Header, Request
+from dmthin.kernel.ioctl import ioctl
 from dmthin.os_errors import DEVICE_MAPPER_NODE, NO_THIN_POOL, os_failure
 from dmthin.steps import step
 
 CONTROL = "/dev/mapper/control"
 _BUFFER = 1024
 _LARGEST_REPLY = 16 << 20
-_BY_NAME = frozenset(Request) - {Request.VERSION, Request.LIST_DEVICES, Request.LIST_VERSIONS, Request.ARM_POLL}
+_BY_NAME = frozenset(Request) - {Request.VERSION, Request.LIST_DEVICES, Request.LIST_VERSIONS, Request.DEV_ARM_POLL}
 
 
 class IoctlDeviceMapper:
@@ -69,7 +69,7 @@ class IoctlDeviceMapper:
 
     def create(self, name: str, uuid: str = "", table: Sequence[Target] = (), *, read_only: bool = False) -> DeviceInfo:
         with step("dm create", name):
-            info = self._call(Request.CREATE, "create", name, uuid=uuid)[0].info()
+            info = self._call(Request.DEV_CREATE, "create", name, uuid=uuid)[0].info()
         if not table:
             return info
         try:
@@ -94,17 +94,17 @@ class IoctlDeviceMapper:
     def suspend(self, name: str, *, flush: bool = True, lock_fs: bool = True) -> DeviceInfo:
         with step("dm suspend", name):
             flags = Flag.SUSPEND | _quiesce_flags(flush, lock_fs)
-            return self._call(Request.SUSPEND, "suspend", name, flags=flags)[0].info()
+            return self._call(Request.DEV_SUSPEND, "suspend", name, flags=flags)[0].info()
 
     def resume(self, name: str, *, flush: bool = True, lock_fs: bool = True) -> DeviceInfo:
         with step("dm resume", name):
             flags = _quiesce_flags(flush, lock_fs)
-            return self._call(Request.SUSPEND, "resume", name, flags=flags, event=self._event)[0].info()
+            return self._call(Request.DEV_SUSPEND, "resume", name, flags=flags, event=self._event)[0].info()
 
     def message(self, name: str, text: str, sector: int = 0) -> str:
         payload = dmabi.pack_message(text, sector)
         with step("dm message", name, text):
-            header, buffer = self._call(Request.MESSAGE, f"message {text!r} to", name, payload=payload)
+            header, buffer = self._call(Request.TARGET_MSG, f"message {text!r} to", name, payload=payload)
         return dmabi.unpack_answer(buffer, header).strip()
 
     def status(self, name: str, *, flush: bool = False) -> list[Target]:
@@ -117,7 +117,7 @@ class IoctlDeviceMapper:
         return list(dmabi.unpack_targets(buffer, header))
 
     def info(self, name: str) -> DeviceInfo:
-        return self._call(Request.STATUS, "info", name)[0].info()
+        return self._call(Request.DEV_STATUS, "info", name)[0].info()
 
     def devices(self) -> list[DeviceName]:
         header, buffer = self._call(Request.LIST_DEVICES, "list devices")
@@ -126,12 +126,12 @@ class IoctlDeviceMapper:
     def rename(self, name: str, new_name: str) -> None:
         with step("dm rename", name, new_name):
             payload = check_name(new_name).encode() + b"\0"
-            self._call(Request.RENAME, "rename", name, payload=payload, event=self._event)
+            self._call(Request.DEV_RENAME, "rename", name, payload=payload, event=self._event)
 
     def remove(self, name: str, *, deferred: bool = False) -> bool:
         flags = Flag.DEFERRED_REMOVE if deferred else 0
         with step("dm remove", name):
-            header, _ = self._call(Request.REMOVE, "remove", name, flags=flags, event=self._event)
+            header, _ = self._call(Request.DEV_REMOVE, "remove", name, flags=flags, event=self._event)
         return not header.flags & Flag.DEFERRED_REMOVE
 
     def cancel_deferred_remove(self, name: str) -> None:
@@ -173,7 +173,7 @@ class IoctlDeviceMapper:
             )
             buffer = bytearray(asked.pack() + payload)
             buffer += bytes(size - len(buffer))
-            self._ioctl(request, buffer, doing, name)
+            self._ioctl(request, buffer, doing, name, flags)
             header = Header.unpack(buffer)
             if not header.flags & Flag.BUFFER_FULL:
                 return header, buffer
@@ -181,9 +181,9 @@ class IoctlDeviceMapper:
             if size > _LARGEST_REPLY:
                 raise Unavailable(f"device-mapper: {doing} {name}: the answer is larger than {_LARGEST_REPLY} bytes")
 
-    def _ioctl(self, request: Request, buffer: bytearray, doing: str, name: str) -> None:
+    def _ioctl(self, request: Request, buffer: bytearray, doing: str, name: str, flags: int) -> None:
         try:
-            result = fcntl.ioctl(self._fd, request.code, buffer, True)
+            result = ioctl(self._fd, request.code, buffer, request, name, flags)
         except OSError as error:
             raise request_failure(error.errno or 0, doing, name) from None
         if result:
@@ -205,7 +205,7 @@ class EventPoll:
 
     def arm(self) -> None:
         """Forget earlier events."""
-        self._control._call(Request.ARM_POLL, "arm poll")
+        self._control._call(Request.DEV_ARM_POLL, "arm poll")
 
     def poll(self, timeout: float) -> bool:
         """Whether an event came within `timeout` seconds."""

@@ -6,7 +6,6 @@ is taken down.
 """
 
 import errno
-import fcntl
 import os
 import time
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from typing import Annotated, NamedTuple
 
 from dmthin.errors import NotFound, TimeLimit, Unavailable
 from dmthin.kernel.cstruct import U32, U64, CStruct
+from dmthin.kernel.ioctl import ioctl
 from dmthin.os_errors import LOOP, LOOP_CONTROL, LOOP_NODE, os_failure
 from dmthin.steps import step
 
@@ -97,7 +97,10 @@ class LoopDevice:
     def refresh_size(self) -> None:
         """Take over the size of a file that has grown (LOOP_SET_CAPACITY)."""
         with step("loop refresh", self.node), _open(self.index) as fd:
-            _ioctl(fd, _SET_CAPACITY, f"refresh the size of {self.node}")
+            try:
+                ioctl(fd, _SET_CAPACITY, 0, "LOOP_SET_CAPACITY", self.node)
+            except OSError as error:
+                raise os_failure(error, f"refresh the size of {self.node}", LOOP) from None
 
     def detach(self) -> None:
         """Unbind the loop and wait until it is unbound.
@@ -109,7 +112,11 @@ class LoopDevice:
             with _open(self.index) as fd:
                 if _backing(fd) != (self.backing_dev, self.backing_inode):
                     return
-                _ioctl(fd, _CLR_FD, f"detach {self.node}", ignore=(errno.ENXIO,))
+                try:
+                    ioctl(fd, _CLR_FD, 0, "LOOP_CLR_FD", self.node)
+                except OSError as error:
+                    if error.errno != errno.ENXIO:
+                        raise os_failure(error, f"detach {self.node}", LOOP) from None
             deadline = time.monotonic() + _DETACH_SECONDS
             while self._is_bound():
                 if time.monotonic() > deadline:
@@ -185,7 +192,7 @@ def _configure(fd: int, file: int, name: str, *, read_only: bool, direct_io: boo
     """Bind by one ioctl (5.8) or by the older pair. False: another process took this loop first."""
     flags = (_FLAG_READ_ONLY if read_only else 0) | (_FLAG_DIRECT_IO if direct_io else 0)
     try:
-        fcntl.ioctl(fd, _CONFIGURE, _CONFIG.pack(_Config(file, 0, _pack_info(flags, name))))
+        ioctl(fd, _CONFIGURE, _CONFIG.pack(_Config(file, 0, _pack_info(flags, name))), "LOOP_CONFIGURE", name, flags)
     except OSError as error:
         if error.errno == errno.EBUSY:
             return False
@@ -197,19 +204,23 @@ def _configure(fd: int, file: int, name: str, *, read_only: bool, direct_io: boo
 
 def _configure_by_pair(fd: int, file: int, name: str, *, direct_io: bool) -> bool:
     try:
-        fcntl.ioctl(fd, _SET_FD, file)
+        ioctl(fd, _SET_FD, file, "LOOP_SET_FD", name)
     except OSError as error:
         if error.errno == errno.EBUSY:
             return False
         raise os_failure(error, f"bind a loop to {name}", LOOP) from None
     try:
-        fcntl.ioctl(fd, _SET_STATUS64, _pack_info(0, name))
+        ioctl(fd, _SET_STATUS64, _pack_info(0, name), "LOOP_SET_STATUS64", name)
     except OSError as error:
-        fcntl.ioctl(fd, _CLR_FD, 0)
+        ioctl(fd, _CLR_FD, 0, "LOOP_CLR_FD", name)
         raise os_failure(error, f"name the loop of {name}", LOOP) from None
     if direct_io:
         # EINVAL: the file system has no direct I/O, and the page cache will do.
-        _ioctl(fd, _SET_DIRECT_IO, f"direct I/O for {name}", argument=1, ignore=(errno.EINVAL,))
+        try:
+            ioctl(fd, _SET_DIRECT_IO, 1, "LOOP_SET_DIRECT_IO", name)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise os_failure(error, f"set direct I/O for {name}", LOOP) from None
     return True
 
 
@@ -223,7 +234,7 @@ def _backing(fd: int) -> tuple[int, int] | None:
     GET_STATUS64 gives the device as huge_encode_dev does, the form of `st_dev` too.
     """
     try:
-        info = _INFO.unpack(fcntl.ioctl(fd, _GET_STATUS64, bytes(_INFO.size)))
+        info = _INFO.unpack(ioctl(fd, _GET_STATUS64, bytes(_INFO.size), "LOOP_GET_STATUS64"))
     except OSError as error:
         if error.errno == errno.ENXIO:
             return None
@@ -237,7 +248,7 @@ def _free_index() -> int:
     except OSError as error:
         raise os_failure(error, f"open {_CONTROL}", LOOP_CONTROL) from None
     try:
-        return fcntl.ioctl(control, _CTL_GET_FREE)
+        return ioctl(control, _CTL_GET_FREE, 0, "LOOP_CTL_GET_FREE")
     except OSError as error:
         raise os_failure(error, "find a free loop device", LOOP) from None
     finally:
@@ -274,11 +285,3 @@ def _attribute(index: int, name: str) -> str | None:
         return Path(f"/sys/block/loop{index}/{name}").read_text().rstrip("\n")
     except OSError:
         return None
-
-
-def _ioctl(fd: int, request: int, doing: str, *, argument: int = 0, ignore: tuple[int, ...] = ()) -> None:
-    try:
-        fcntl.ioctl(fd, request, argument)
-    except OSError as error:
-        if error.errno not in ignore:
-            raise os_failure(error, doing, LOOP) from None

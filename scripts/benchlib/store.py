@@ -135,14 +135,14 @@ class RawPool:
         delete = dmabi.pack_message(f"delete {self.device_id}", 0)
         quiet = 0x4E << 16
         self._create = [
-            (Request.MESSAGE.code, packed(self.pool, snap)),
-            (Request.CREATE.code, packed(self.name)),
+            (Request.TARGET_MSG.code, packed(self.pool, snap)),
+            (Request.DEV_CREATE.code, packed(self.name)),
             (Request.TABLE_LOAD.code, packed(self.name, table, targets=1)),
-            (Request.SUSPEND.code, packed(self.name, event=quiet)),
+            (Request.DEV_SUSPEND.code, packed(self.name, event=quiet)),
         ]
         self._remove = [
-            (Request.REMOVE.code, packed(self.name, event=quiet)),
-            (Request.MESSAGE.code, packed(self.pool, delete)),
+            (Request.DEV_REMOVE.code, packed(self.name, event=quiet)),
+            (Request.TARGET_MSG.code, packed(self.pool, delete)),
         ]
         self._status = [(Request.TABLE_STATUS.code, packed(self.pool, flags=Flag.NO_FLUSH))]
 

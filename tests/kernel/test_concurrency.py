@@ -78,13 +78,13 @@ def test_the_origin_of_a_killed_snapshot_goes_on_before_the_next_has_it(
     with processes.child(create) as pid:
         assert processes.outcome(pid) == -signal.SIGKILL
     guard = int((store.layout.root.parent / "guard").read_text())
-    rest, waiting = Locks.rest, threading.Event()
+    suspend, waiting = Locks.suspend, threading.Event()
 
     def announced(locks: Locks, device_id: int) -> Lock:
         waiting.set()
-        return rest(locks, device_id)
+        return suspend(locks, device_id)
 
-    monkeypatch.setattr(Locks, "rest", announced)
+    monkeypatch.setattr(Locks, "suspend", announced)
     following = threading.Thread(target=lambda: store.layers.create("next", Kind.CONTAINER, origin))
     following.start()
     try:

@@ -237,7 +237,7 @@ def _nothing_is_up(store: Store) -> None:
     assert mount.under(store.layout.root) == []
 
 
-@pytest.mark.parametrize("at", ["before loop detach", "after loop detach", "before ledger pool down"])
+@pytest.mark.parametrize("at", ["before loop detach", "after loop detach", "before ledger commit pool down"])
 def test_a_repeated_deactivate_ends_what_a_killed_one_began(store: Store, at: str) -> None:
     store.ledger.close()
     assert killed_at(at, store.layout.root, lambda now: now.pool.deactivate())

@@ -23,8 +23,8 @@ TARGETS = st.lists(
 
 def test_request_codes_are_those_of_the_kernels_header() -> None:
     assert hex(Request.VERSION.code) == "0xc138fd00"
-    assert hex(Request.MESSAGE.code) == "0xc138fd0e"
-    assert hex(Request.ARM_POLL.code) == "0xc138fd10"
+    assert hex(Request.TARGET_MSG.code) == "0xc138fd0e"
+    assert hex(Request.DEV_ARM_POLL.code) == "0xc138fd10"
 
 
 @given(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dmthin.errors import DmthinError, NotFound, TimeLimit
 from dmthin.kernel import block
-from dmthin.steps import step
+from dmthin.steps import step, traced
 from dmthin.store.state import schema
 from dmthin.store.state.group_sync import GroupSync
 from dmthin.store.state.rows import Row
@@ -66,10 +66,11 @@ class Database:
             with self._writing:  # threads queue here: SQLite's busy handler would sleep and poll
                 if durable and self._log.has_failed:
                     self._rewrite_log()
-                connection.execute("BEGIN IMMEDIATE")
+                with traced("ledger begin", name):
+                    connection.execute("BEGIN IMMEDIATE")
                 try:
                     yield
-                    with step("ledger", name):
+                    with step("ledger commit", name):
                         connection.execute("COMMIT")
                 except BaseException:
                     if connection.in_transaction:
@@ -78,7 +79,8 @@ class Database:
         except sqlite3.Error as error:
             raise schema.failure(error, self.path) from None
         if durable:
-            self._log.wait()
+            with traced("ledger sync", name):
+                self._log.wait()
 
     def sync(self) -> None:
         """Make every commit durable, those too of processes that died before their sync.

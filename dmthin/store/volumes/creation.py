@@ -201,7 +201,7 @@ class Creation:
         It is taken before the pool lock: the process that is to give a full pool more space must not wait for us.
         """
         if origin and (info := self._devices.info(origin)) and info.in_use:
-            return self._locks.rest(origin.device_id)
+            return self._locks.suspend(origin.device_id)
         return nullcontext()
 
     def _activate_or_remove(self, pool: ActivePool, volume: Volume) -> DeviceInfo:
