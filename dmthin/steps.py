@@ -106,7 +106,7 @@ class _Step:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         if verbosity:
-            failed = f" failed: {error or kind.__name__}" if kind else ""
+            failed = f" failed: {str(error) or kind.__name__}" if kind else ""
             report(f"step: {_name(self._words)}{failed} ({milliseconds_since(self._begin)})")
         if self._has_edges and kind is None:
             _pass_edge("after", self._words)

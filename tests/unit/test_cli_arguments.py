@@ -1,14 +1,16 @@
 """The command line: global options anywhere, nouns and verbs, what was probably meant, sizes."""
 
+import math
 from pathlib import Path
 
 import pytest
 
-from dmthin.cli import parser, program
+from dmthin.cli import main, parser, program
 from dmthin.cli.global_options import GlobalOptions, UsageError, split_globals
 from dmthin.cli.parser import Parser, parse
 from dmthin.cli.sizes import human, parse_request, require_whole_kib
 from dmthin.errors import InvalidValue
+from dmthin.store.state import locks
 from dmthin.units import GIB, KIB, MIB
 
 
@@ -166,3 +168,40 @@ def test_a_file_system_has_whole_kib() -> None:
     assert require_whole_kib(3 * KIB, "size") == 3 * KIB
     with pytest.raises(InvalidValue, match="size: 1025 is not a multiple of 1K"):
         require_whole_kib(1025, "size")
+
+
+def test_verbosity_counts() -> None:
+    assert [split_globals(words)[0].verbose for words in (["list"], ["list", "-v"], ["-vv", "list"])] == [0, 1, 2]
+    assert split_globals(["--verbose", "list", "-v"])[0].verbose == 2
+
+
+def test_how_long_a_lock_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    def timeout(*words: str) -> float | None:
+        return split_globals([*words, "list"])[0].lock_timeout
+
+    monkeypatch.delenv("DMTHIN_LOCK_TIMEOUT", raising=False)
+    assert timeout() is None
+    assert (timeout("--lock-timeout", "1.5"), timeout("--lock-timeout=0")) == (1.5, 0)
+    assert timeout("--lock-timeout", "none") == math.inf
+    monkeypatch.setenv("DMTHIN_LOCK_TIMEOUT", "20")
+    assert (timeout(), timeout("--lock-timeout", "3"), timeout("--lock-timeout", "none")) == (20, 3, math.inf)
+    for wrong in ("-1", "5s", "inf", "1e3", "nan"):
+        with pytest.raises(UsageError, match=f"--lock-timeout: '{wrong}' is not a number of seconds"):
+            timeout(f"--lock-timeout={wrong}")
+    monkeypatch.setenv("DMTHIN_LOCK_TIMEOUT", "soon")
+    with pytest.raises(UsageError, match="DMTHIN_LOCK_TIMEOUT: 'soon' is not"):
+        timeout()
+    monkeypatch.setenv("DMTHIN_LOCK_TIMEOUT", "")
+    assert timeout() is None
+
+
+def test_a_daemon_waits_for_a_lock_a_minute_unless_it_is_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    limits: list[float] = []
+    monkeypatch.delenv("DMTHIN_LOCK_TIMEOUT", raising=False)
+    monkeypatch.setattr("dmthin.daemon.systemd.set_up_logging", lambda **_: None)
+    monkeypatch.setattr("dmthin.daemon.serve.serve", lambda _: limits.append(locks._limit))
+    for words in ([], ["--lock-timeout", "5"], ["--lock-timeout", "none"]):
+        assert main(["serve", "--docker", *words]) == 0
+    assert limits == [60, 5, math.inf]
+    assert main(["--root", "/nowhere", "list"]) == 3
+    assert locks._limit == math.inf

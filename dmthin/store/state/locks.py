@@ -107,6 +107,7 @@ class Locks:
             # The gate is held for as long as the pool lock is held exclusively, so that lock is free of writers now.
             # One open file for both saves four system calls.
             filelock.lock(lock.fd, _POOL, shared=True)
+            _trace_taken(_POOL, shared=True)
             filelock.unlock(lock.fd, _GATE, 1)
             yield
 
@@ -269,9 +270,14 @@ def _try(fd: int, offset: int, *, shared: bool) -> bool:
     """Lock a byte of an open file if it is free, by one system call. Raise OSError."""
     if not filelock.try_lock(fd, offset, shared=shared):
         return False
-    if steps.verbosity >= steps.REQUESTS and offset != _GATE:
-        steps.report(f"lock: {_name(offset)}{', shared' if shared else ''}")
+    if offset != _GATE:  # of which the pool lock follows
+        _trace_taken(offset, shared=shared)
     return True
+
+
+def _trace_taken(offset: int, *, shared: bool) -> None:
+    if steps.verbosity >= steps.REQUESTS:
+        steps.report(f"lock: {_name(offset)}{', shared' if shared else ''}")
 
 
 def _retry(fd: int, offset: int, *, shared: bool) -> bool:
