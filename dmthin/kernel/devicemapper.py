@@ -1,8 +1,9 @@
-"""What device-mapper is to the rest of dmthin: one interface, with two implementations behind it.
+"""Device-mapper as the rest of dmthin sees it: the values that describe devices, and two interfaces.
 
-`dmthin.kernel.dmioctl.IoctlDeviceMapper` speaks the ioctl ABI and serves every path that a container takes.
-`dmthin.kernel.dmsetup.Dmsetup` runs dmsetup(8) and serves the rare changes to pools, which an administrator can read
-and repeat. Words are those of the kernel's Documentation/admin-guide/device-mapper.
+`DeviceMapper` is all of it; `dmthin.kernel.dmioctl.IoctlDeviceMapper` implements it by ioctl, for every path that a
+container takes. `DeviceBuilder` is the part by which a pool is built and taken down; `dmthin.kernel.dmsetup.Dmsetup`
+implements it by dmsetup(8), in commands that an administrator can read in the log and repeat. Words are those of the
+kernel's Documentation/admin-guide/device-mapper.
 """
 
 import os
@@ -64,7 +65,7 @@ class DeviceInfo:
 
     @property
     def in_use(self) -> bool:
-        """Whether somebody has the device open or has suspended it: without that there is no I/O to be held."""
+        """Whether the device is open or suspended. Otherwise no I/O is in flight that a snapshot must wait for."""
         return self.open_count > 0 or self.suspended
 
     @property
@@ -74,12 +75,12 @@ class DeviceInfo:
 
     @property
     def number(self) -> str:
-        """`major:minor`, the form for tables, which needs no node."""
+        """`major:minor`, which tables take in place of a node."""
         return f"{os.major(self.dev)}:{os.minor(self.dev)}"
 
     @property
     def node(self) -> str:
-        """The node that devtmpfs makes at once, udev or not."""
+        """The node, which devtmpfs makes with or without udev."""
         return f"/dev/dm-{self.minor}"
 
 
@@ -92,15 +93,15 @@ class DeviceName:
 
 
 def check_name(name: str) -> str:
-    """The name of a device, if it is one that every program shows as it is.
+    """Return the name of a device, if it is one that every program shows as it is. Raise InvalidValue.
 
-    libdm writes other characters as `\\xNN` in the kernel's name: one device would have two names. Raises InvalidValue.
+    libdm writes other characters as `\\xNN` in the kernel's name: one device would have two names.
     """
     return _check("device name", name, NAME_LIMIT)
 
 
 def check_uuid(uuid: str) -> str:
-    """The same for a device-mapper uuid, which may be empty."""
+    """Return a device-mapper uuid, which may be empty, if every program shows it as it is. Raise InvalidValue."""
     return _check("device-mapper uuid", uuid, UUID_LIMIT) if uuid else ""
 
 
@@ -108,12 +109,12 @@ def _check(what: str, text: str, limit: int) -> str:
     if len(text) > limit:
         raise InvalidValue(f"the {what} {text!r} is longer than {limit} bytes")
     if not _PLAIN.fullmatch(text) or text in _RESERVED:
-        raise InvalidValue(f"{text!r} is no {what}", hint="use letters, digits and # + - . : = @ _")
+        raise InvalidValue(f"invalid {what} {text!r}", hint="use letters, digits and # + - . : = @ _")
     return text
 
 
 class UdevRules(IntFlag):
-    """What udev's rules leave undone for a device's events (libdm's DM_UDEV_* flags)."""
+    """What udev's rules are to leave out for a device's events: libdm's DM_UDEV_* flags."""
 
     ALL = 0
     DISABLE_SUBSYSTEM_RULES = 0x02
@@ -134,60 +135,96 @@ def request_failure(number: int, doing: str, device: str) -> DmthinError:
     return explain(number, f"device-mapper: {doing} {device}".rstrip(), context)
 
 
-class DeviceMapper(Protocol):
-    """Mapped devices by name. Every method raises an error of dmthin.errors that names the device.
+class DeviceBuilder(Protocol):
+    """What builds a pool, changes its table and takes it down.
 
-    A name that `check_name` does not take is InvalidValue for all of them; `devices` lists such names too, as the
-    kernel has them.
+    Every method raises an error of dmthin.errors that names the device: InvalidValue for a name or a uuid that
+    `check_name` or `check_uuid` does not take, NotFound where there is no such device, NotPermitted, Unavailable
+    without device-mapper, and KernelInvalid or KernelError for what else the kernel refuses.
+    """
+
+    def create(self, name: str, uuid: str, table: Sequence[Target]) -> DeviceInfo:
+        """Make a device with a live table. If the kernel refuses the table, no device is left.
+
+        Raise AlreadyExists if the name or the uuid is taken, InUse or Unavailable for a device of the table.
+        """
+
+    def load(self, name: str, table: Sequence[Target]) -> DeviceInfo:
+        """Load an inactive table; `resume` makes it live. Raise InUse or Unavailable for a device of the table."""
+
+    def resume(self, name: str) -> DeviceInfo:
+        """Make an inactive table live if there is one, and let I/O go on."""
+
+    def remove(self, name: str) -> bool:
+        """Remove a device, and return True. Raise InUse if it is open."""
+
+
+class DeviceMapper(Protocol):
+    """Mapped devices by name. Every method raises what those of `DeviceBuilder` raise.
+
+    `devices` lists names too that `check_name` does not take, as the kernel has them.
     """
 
     def version(self) -> Version:
-        """The kernel's ioctl interface. Raises Unavailable without device-mapper, NotPermitted without rights."""
+        """Return the version of the kernel's ioctl interface."""
 
     def target_versions(self) -> dict[str, Version]:
-        """The targets that are loaded now."""
+        """Return the targets that are loaded now."""
 
     def create(self, name: str, uuid: str = "", table: Sequence[Target] = (), *, read_only: bool = False) -> DeviceInfo:
-        """Make a device, and with a `table` make that live; if the kernel refuses it, no device is left.
+        """Make a device, and with a `table` make that live. If the kernel refuses the table, no device is left.
 
-        AlreadyExists if the name or the uuid is taken.
+        Raise AlreadyExists if the name or the uuid is taken, InUse or Unavailable for a device of the table.
         """
 
     def load(self, name: str, table: Sequence[Target], *, read_only: bool = False) -> DeviceInfo:
-        """Load an inactive table; `resume` makes it live."""
+        """Load an inactive table; `resume` makes it live. Raise InUse or Unavailable for a device of the table."""
 
     def clear(self, name: str) -> DeviceInfo:
         """Drop the inactive table."""
 
     def suspend(self, name: str, *, flush: bool = True, lock_fs: bool = True) -> DeviceInfo:
-        """Stop I/O; with `flush` wait for what is under way, with `lock_fs` freeze the file system first."""
+        """Suspend I/O; with `flush` wait for what is in flight, with `lock_fs` freeze the file system first.
+
+        Raise TimeLimit if a signal ends the wait.
+        """
 
     def resume(self, name: str, *, flush: bool = True, lock_fs: bool = True) -> DeviceInfo:
         """Make an inactive table live if there is one, and let I/O go on."""
 
     def message(self, name: str, text: str, sector: int = 0) -> str:
-        """Send a message to a target and return its answer, mostly empty. NotFound without a live table."""
+        """Send a message to a target and return its answer, mostly empty.
+
+        Raise NotFound without a live table, or for a thin id that the pool does not have; AlreadyExists for one that
+        it has; InUse for a thin id that is active; NeedsRepair if the pool is read-only or has failed; NoDataSpace.
+        """
 
     def status(self, name: str, *, flush: bool = False) -> list[Target]:
-        """The targets' status; with `flush` a thin-pool commits first, which can block."""
+        """Return the targets' status; with `flush` a thin-pool commits first, which can block."""
 
     def table(self, name: str) -> list[Target]:
-        """The live table, empty without one."""
+        """Return the live table, empty without one."""
 
     def info(self, name: str) -> DeviceInfo:
-        """The state of a device. NotFound where there is none."""
+        """Return the state of a device."""
 
     def devices(self) -> list[DeviceName]:
-        """Every mapped device."""
+        """Return every mapped device."""
 
     def rename(self, name: str, new_name: str) -> None:
-        """Give a device another name. AlreadyExists if that is taken."""
+        """Give a device another name. Raise AlreadyExists if that is taken."""
 
     def remove(self, name: str, *, deferred: bool = False) -> bool:
-        """Remove a device: True if it is gone, False if `deferred` left it to its last user. InUse if open."""
+        """Remove a device. Return True if it is gone, False if `deferred` left it to its last user.
+
+        Raise InUse if it is open and the removal is not `deferred`.
+        """
 
     def cancel_deferred_remove(self, name: str) -> None:
         """Keep a device whose removal waits for its last user."""
 
     def wait(self, name: str, event_number: int, timeout: float) -> int:
-        """The device's event number once it differs from `event_number`. TimeLimit after `timeout` seconds."""
+        """Return the device's event number once it differs from `event_number`.
+
+        Raise TimeLimit after `timeout` seconds.
+        """

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from dmthin.errors import AlreadyExists, KernelError, NeedsRepair, NoDataSpace, NoMetadataSpace, NotFound
-from dmthin.kernel.devicemapper import DeviceInfo, DeviceMapper
+from dmthin.kernel.devicemapper import DeviceBuilder, DeviceInfo, DeviceMapper
 from dmthin.kernel.thin import PoolMode, PoolStatus, PoolTable
 
 _METADATA_HINT = "run: dmthin pool extend --metadata-size"
@@ -18,7 +18,7 @@ _REPAIR_HINT = "run: dmthin pool deactivate, then thin_check --clear-needs-check
 class ThinPool:
     """The pool of one name. `dm` carries messages and status, `builder` the rare changes of its table."""
 
-    def __init__(self, name: str, uuid: str, dm: DeviceMapper, builder: DeviceMapper) -> None:
+    def __init__(self, name: str, uuid: str, dm: DeviceMapper, builder: DeviceBuilder) -> None:
         self.name = name
         self.uuid = uuid
         self._dm = dm

@@ -113,7 +113,7 @@ class Containerd:
         self._data.make(parse_size(_DATA))
         self._metadata.make(parse_size(_METADATA))
         table = pool_table(parse_size(_DATA), self._data.attach(), self._metadata.attach(), _BLOCK)
-        Dmsetup().create(_POOL, table=[table.target()])
+        Dmsetup().create(_POOL, "", [table.target()])
 
     def _configuration(self) -> str:
         """As it comes, but that garbage is not collected for the mere number of changes."""

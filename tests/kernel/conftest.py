@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from dmthin.kernel.dmioctl import IoctlDeviceMapper
-from dmthin.kernel.dmsetup import Dmsetup
 from dmthin.store.create import create_store
 from dmthin.store.store import Store
 from dmthin.store.volumes.background import Background
@@ -46,12 +45,6 @@ def dm() -> Iterator[IoctlDeviceMapper]:
     """A connection to the kernel's device-mapper."""
     with IoctlDeviceMapper() as connection:
         yield connection
-
-
-@pytest.fixture
-def dmsetup() -> Dmsetup:
-    """Device-mapper by dmsetup processes."""
-    return Dmsetup()
 
 
 @pytest.fixture

@@ -22,9 +22,7 @@ from dmthin.errors import (
     NotFound,
 )
 from dmthin.kernel import process
-from dmthin.kernel.devicemapper import DeviceMapper
 from dmthin.kernel.dmioctl import IoctlDeviceMapper
-from dmthin.kernel.dmsetup import Dmsetup
 from dmthin.kernel.thin import PoolMode, ThinStatus
 from dmthin.pool.thinpool import ThinPool
 from dmthin.store.create import create_store
@@ -149,18 +147,14 @@ def test_full_and_queueing_until_it_grows(dm: IoctlDeviceMapper, scratch: Path) 
         assert rigs.read_block(node, 16) == rigs.pattern(9, 16)
 
 
-@pytest.mark.parametrize("mapper", [IoctlDeviceMapper, Dmsetup])
-def test_a_suspend_without_flush_does_not_wait_for_queued_writes(
-    dm: IoctlDeviceMapper, scratch: Path, mapper: type[IoctlDeviceMapper | Dmsetup]
-) -> None:
-    implementation: DeviceMapper = mapper()
+def test_a_suspend_without_flush_does_not_wait_for_queued_writes(dm: IoctlDeviceMapper, scratch: Path) -> None:
     with rigs.pool(dm, scratch, data_size=16 * BLOCK) as rig:
         node, name = rig.thin(0), rig.volume(0, MIB).name
         fill(node, range(16))
         with rigs.writing(node, 16) as pid:
             rigs.await_mode(rig, PoolMode.OUT_OF_DATA_SPACE)
-            assert implementation.suspend(name, flush=False, lock_fs=False).suspended
-            assert not implementation.resume(name).suspended
+            assert dm.suspend(name, flush=False, lock_fs=False).suspended
+            assert not dm.resume(name).suspended
             rig.data.grow(32 * BLOCK)
             rig.pool.reload(rig.table())
             assert processes.outcome(pid) == 0

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from dmthin.errors import AlreadyExists, DmthinError, InUse, NeedsRepair, NotFound, Unavailable
 from dmthin.kernel import block, holders, mount
-from dmthin.kernel.devicemapper import DeviceInfo, DeviceMapper
+from dmthin.kernel.devicemapper import DeviceBuilder, DeviceInfo, DeviceMapper
 from dmthin.kernel.thin import PoolTable
 from dmthin.pool import metadata, spacemap
 from dmthin.pool.guard import resume
@@ -28,7 +28,7 @@ _LOW_WATER_BLOCKS = 32768
 class PoolActivation:
     """Brings one store's pool up and down. `dm` serves frequent requests, `builder` creates and removes the pool."""
 
-    def __init__(self, layout: Layout, ledger: Ledger, dm: DeviceMapper, builder: DeviceMapper) -> None:
+    def __init__(self, layout: Layout, ledger: Ledger, dm: DeviceMapper, builder: DeviceBuilder) -> None:
         self._layout = layout
         self._ledger = ledger
         self._dm = dm

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from dmthin.errors import NotFound
 from dmthin.kernel import block
-from dmthin.kernel.devicemapper import DeviceMapper
+from dmthin.kernel.devicemapper import DeviceBuilder, DeviceMapper
 from dmthin.store.config.layout import Layout
 from dmthin.store.lifecycle.activation import PoolActivation
 from dmthin.store.lifecycle.growth import PoolGrowth
@@ -16,7 +16,7 @@ from dmthin.store.state.model import StoreRecord, StoreState
 class PoolLifecycle:
     """What is done to one store's pool as a whole. The caller holds the pool lock exclusively."""
 
-    def __init__(self, layout: Layout, ledger: Ledger, dm: DeviceMapper, builder: DeviceMapper) -> None:
+    def __init__(self, layout: Layout, ledger: Ledger, dm: DeviceMapper, builder: DeviceBuilder) -> None:
         self._layout = layout
         self._ledger = ledger
         self.activation = PoolActivation(layout, ledger, dm, builder)
