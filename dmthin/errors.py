@@ -1,7 +1,7 @@
-"""The one error tree, grouped by who must act, with the status that every face gives for each error.
+"""The one tree of errors, grouped by who must act, with the status that each front end reports for each error.
 
-A message names the thing and says what happened to it; the hint says what to do next. Faces translate from
-`DmthinError.status` and invent nothing.
+A message names the thing and says what happened to it; the hint says what to do next. Front ends translate from
+`DmthinError.status` and add nothing.
 """
 
 from enum import Enum
@@ -9,7 +9,7 @@ from typing import ClassVar
 
 
 class Status(Enum):
-    """What an error is called by each face: process exit code, gRPC status name, HTTP status."""
+    """What each front end reports for an error: process exit code, gRPC status name, HTTP status."""
 
     FAILED = (1, "INTERNAL", 500)
     INVALID = (2, "INVALID_ARGUMENT", 400)
@@ -45,17 +45,17 @@ class DmthinError(Exception):
 
 
 class UserError(DmthinError):
-    """The caller asked for something that cannot be: another request will do."""
+    """The request cannot be carried out; another one can."""
 
 
 class InvalidValue(UserError):
-    """An option, size or name that means nothing here."""
+    """An invalid option, size or name."""
 
     status = Status.INVALID
 
 
 class NotFound(UserError):
-    """No such volume, file or store."""
+    """There is no such volume, file or store."""
 
     status = Status.NOT_FOUND
 
@@ -95,7 +95,7 @@ class NotPermitted(OperatorError):
 
 
 class Unavailable(OperatorError):
-    """A kernel facility, a program, a pool or a daemon is not there."""
+    """A kernel facility, a program, a pool or a daemon is missing."""
 
     status = Status.UNAVAILABLE
 
@@ -107,13 +107,13 @@ class NeedsRepair(OperatorError):
 
 
 class ToolFailed(OperatorError):
-    """An external program failed; the message carries its own words."""
+    """An external program failed; the message has its own words."""
 
 
 class KernelError(OperatorError):
-    """The kernel refused a request for a reason that no other class names.
+    """The kernel refused a request for a reason that no other class stands for.
 
-    `errno` is the kernel's number, 0 where the program that asked for us did not pass it on.
+    `errno` is the kernel's number, 0 where a program that made the request has not passed it on.
     """
 
     def __init__(self, message: str, *, errno: int = 0, hint: str = "") -> None:
@@ -130,7 +130,7 @@ class RetryError(DmthinError):
 
 
 class TimeLimit(RetryError):
-    """A program or device did not answer in time."""
+    """A program, a device or the holder of a lock took too long."""
 
     status = Status.TIME_LIMIT
 

@@ -1,4 +1,4 @@
-"""Sizes, percentages and truth values as people and Docker write them; inside, a size is an int of bytes."""
+"""Sizes, percentages and truth values as people and Docker write them. In dmthin a size is an int of bytes."""
 
 import re
 
@@ -23,10 +23,10 @@ _FALSE = frozenset({"0", "f", "F", "FALSE", "false", "False"})
 
 
 def parse_size(text: str, what: str = "size") -> int:
-    """Bytes of a size such as `10G`, `10GiB`, `1.5 gb` or `4096`.
+    """Return the bytes of a size such as `10G`, `10GiB`, `1.5 gb` or `4096`. Raise InvalidValue, which names `what`.
 
     The multiples are binary and the grammar is that of Docker's `--storage-opt` (go-units RAMInBytes): fractions
-    and one space are allowed. Raises InvalidValue, which names `what`.
+    and one space are allowed.
     """
     match = _SIZE.fullmatch(text.strip())
     if match is None:
@@ -42,7 +42,10 @@ def parse_size(text: str, what: str = "size") -> int:
 
 
 def parse_percent(text: str, what: str, *, below: int = 100, sign_required: bool = False) -> int:
-    """The whole number of `10%`; it must be less than `below`. The sign may be left out unless it is required."""
+    """Return the whole number of `10%`, which must be less than `below`. Raise InvalidValue, which names `what`.
+
+    The sign may be left out unless it is required.
+    """
     match = re.fullmatch(r"([0-9]{1,3})(%?)", text.strip())
     if match is None or (sign_required and not match[2]) or int(match[1]) >= below:
         raise InvalidValue(f"{what}: {text!r} is not a percentage below {below}", hint="write it as 10%")
@@ -50,7 +53,7 @@ def parse_percent(text: str, what: str, *, below: int = 100, sign_required: bool
 
 
 def parse_bool(text: str, what: str) -> bool:
-    """A truth value in Go's spelling (strconv.ParseBool), which Docker's options use."""
+    """Return a truth value in Go's spelling (strconv.ParseBool), as Docker's options have it. Raise InvalidValue."""
     if text in _TRUE:
         return True
     if text in _FALSE:
@@ -59,7 +62,7 @@ def parse_bool(text: str, what: str) -> bool:
 
 
 def format_size(size: int) -> str:
-    """A short text of binary multiples, three significant digits: `0`, `512B`, `64.0K`, `9.77G`."""
+    """Return a size as a short text in binary multiples, with three digits: `0`, `512B`, `64.0K`, `9.77G`."""
     if abs(size) < KIB:
         return f"{size}B" if size else "0"
     value = float(size)
@@ -72,7 +75,7 @@ def format_size(size: int) -> str:
 
 
 def format_exact(size: int) -> str:
-    """A size in the largest unit that leaves no remainder, so that it reads back as the same number: `10G`."""
+    """Return a size in the largest unit that leaves no remainder, so that `parse_size` reads it back: `10G`."""
     for power, unit in ((5, "P"), (4, "T"), (3, "G"), (2, "M"), (1, "K")):
         if size and size % 1024**power == 0:
             return f"{size // 1024**power}{unit}"
@@ -80,10 +83,10 @@ def format_exact(size: int) -> str:
 
 
 def format_percent(part: int, whole: int) -> str:
-    """`part` of `whole` in percent with two digits, `-` where there is no whole."""
+    """Return `part` of `whole` in percent with two decimals, `-` if `whole` is 0."""
     return f"{100 * part / whole:.2f}%" if whole else "-"
 
 
 def round_up(value: int, step: int) -> int:
-    """The least multiple of `step` that is no less than `value`."""
+    """Return the least multiple of `step` that is not less than `value`."""
     return -(-value // step) * step

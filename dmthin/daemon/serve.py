@@ -48,7 +48,7 @@ def serve(faces: Faces) -> None:
 
     Raises what `Listener` and the opening of containerd's stores raise.
     """
-    priority.hurry()
+    priority.raise_priority()
     with _listeners(faces) as listeners:
         asyncio.run(_serve(faces, listeners))
 

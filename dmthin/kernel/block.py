@@ -27,7 +27,7 @@ _libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c
 
 @contextmanager
 def opened(path: Path, flags: int = os.O_RDONLY) -> Iterator[int]:
-    """A descriptor of a file or device; failures become errors that name it."""
+    """Open a file or device during the block, and yield the descriptor. Raise NotFound, NotPermitted, KernelError."""
     fd = open_descriptor(path, flags)
     try:
         yield fd
@@ -44,7 +44,7 @@ def open_descriptor(path: Path, flags: int = os.O_RDONLY) -> int:
 
 
 def exists(path: Path) -> bool:
-    """Whether there is something at `path`. Raises NotPermitted where this cannot be seen."""
+    """Return whether there is something at `path`. Raise NotPermitted where this cannot be seen, KernelError."""
     try:
         path.stat()
     except (FileNotFoundError, NotADirectoryError):
@@ -55,7 +55,7 @@ def exists(path: Path) -> bool:
 
 
 def is_block_device(path: Path) -> bool:
-    """Whether `path` leads to a block device."""
+    """Return whether `path` leads to a block device."""
     try:
         return stat.S_ISBLK(path.stat().st_mode)
     except OSError:
@@ -63,7 +63,7 @@ def is_block_device(path: Path) -> bool:
 
 
 def number(path: Path) -> str:
-    """`major:minor` of a block device, the form for tables. Raises NotFound, Unavailable (no block device)."""
+    """Return `major:minor` of a block device, as tables have it. Raise NotFound, Unavailable (no block device)."""
     try:
         status = path.stat()
     except OSError as error:
@@ -74,7 +74,7 @@ def number(path: Path) -> str:
 
 
 def node_of(device: str) -> Path:
-    """The node of the device with this `major:minor`. Raises NotFound."""
+    """Return the node of the device with this `major:minor`. Raise NotFound."""
     try:
         words = Path(f"/sys/dev/block/{device}/uevent").read_text().splitlines()
     except OSError as error:
@@ -83,7 +83,10 @@ def node_of(device: str) -> Path:
 
 
 def describe(device: str) -> str:
-    """What a person calls the device with this `major:minor`: the file of a loop, else the node."""
+    """Return what messages call the device with this `major:minor`: the file of a loop, else the node.
+
+    Raise NotFound.
+    """
     try:
         return Path(f"/sys/dev/block/{device}/loop/backing_file").read_text().rstrip("\n")
     except OSError:
@@ -101,7 +104,7 @@ def require_unused(path: Path) -> None:
 
 
 def size(path: Path) -> int:
-    """Bytes of a block device or a file."""
+    """Return the bytes of a block device or a file. Raise NotFound, NotPermitted."""
     with opened(path) as fd:
         status = os.fstat(fd)
         if not stat.S_ISBLK(status.st_mode):
@@ -111,15 +114,16 @@ def size(path: Path) -> int:
 
 
 def read(path: Path, length: int, offset: int = 0) -> bytes:
-    """Bytes from a device or file, fewer at its end."""
+    """Return bytes of a device or file, fewer at its end. Raise NotFound, NotPermitted, OSError."""
     with opened(path) as fd:
         return os.pread(fd, length, offset)
 
 
 def signature(path: Path) -> str:
-    """What blkid finds on a device or file (`ext4`, `LVM2_member`, `thin-pool metadata`), empty if nothing.
+    """Return what blkid(8) finds on a device or file, such as `ext4` or `LVM2_member`, empty if nothing.
 
-    blkid knows no thin-pool metadata, so a first block that is not all zero counts as data too.
+    blkid does not know thin-pool metadata, so a first block that is not all zeros counts as data too. Raise NotFound,
+    NotPermitted, ToolFailed, TimeLimit, Unavailable (no blkid).
     """
     found = process.run("blkid", "-p", "-o", "value", "-s", "TYPE", "-s", "PTTYPE", str(path), ok=(0, 2, 8))
     if words := found.stdout.split():
@@ -128,7 +132,7 @@ def signature(path: Path) -> str:
 
 
 def wipe_first_block(path: Path) -> None:
-    """Zero the first metadata block of a device, so that a pool would format it anew. InUse if it is claimed."""
+    """Zero the first metadata block of a device, so that a pool formats it. Raise InUse if it is claimed, NotFound."""
     with step("wipe", path):
         require_unused(path)
         with opened(path, os.O_WRONLY | os.O_EXCL | os.O_DSYNC) as fd:
@@ -137,7 +141,10 @@ def wipe_first_block(path: Path) -> None:
 
 
 def make_sparse(path: Path, length: int) -> None:
-    """Make a file of holes, 0600, durable in its folder; a file that is there already is an error of the caller."""
+    """Make a file that is one hole of `length` bytes, mode 0600, durably. The caller has checked that there is none.
+
+    Raise NoDataSpace (also for a length that the file system does not allow), OSError.
+    """
     with step("make", path):
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
@@ -151,7 +158,7 @@ def make_sparse(path: Path, length: int) -> None:
 
 
 def grow_sparse(path: Path, length: int) -> None:
-    """Grow a file by a hole; it never gets smaller."""
+    """Grow a file by a hole to `length` bytes, durably; it never gets smaller. Raise NoDataSpace, NotFound."""
     with step("grow", path), opened(path, os.O_RDWR) as fd:
         if os.fstat(fd).st_size < length:
             try:
@@ -162,7 +169,7 @@ def grow_sparse(path: Path, length: int) -> None:
 
 
 def remove_file(path: Path) -> None:
-    """Remove a file, durably; fine if it is gone."""
+    """Remove a file, durably, if it is there. Raise OSError."""
     with step("remove", path):
         path.unlink(missing_ok=True)
         if path.parent.is_dir():
@@ -170,7 +177,7 @@ def remove_file(path: Path) -> None:
 
 
 def remove_folders(path: Path) -> None:
-    """Remove a folder and the empty folders in it; what is not empty stays."""
+    """Remove a folder and the folders in it, if they are empty."""
     with step("remove", path), suppress(OSError):
         for folder in path.iterdir():
             with suppress(OSError):
@@ -179,18 +186,18 @@ def remove_folders(path: Path) -> None:
 
 
 def allocated(path: Path) -> int:
-    """Bytes that a file occupies on its file system, whatever its length."""
+    """Return the bytes that a file occupies on its file system, which a hole does not."""
     return path.stat().st_blocks * 512
 
 
 def punch(fd: int, offset: int, length: int) -> None:
-    """Give a range of an open file back to its file system; it reads as zeros afterwards."""
+    """Make a hole of a range of an open file: its blocks are free, and it reads as zeros. Raise KernelError."""
     if _libc.fallocate(fd, _FALLOC_FL_KEEP_SIZE | _FALLOC_FL_PUNCH_HOLE, offset, length):
         raise explain(ctypes.get_errno(), f"cannot punch a hole of {length} bytes", FILES)
 
 
 def discard(fd: int, offset: int, length: int) -> None:
-    """Tell an open block device that a range is not needed (BLKDISCARD). Raises KernelError, EOPNOTSUPP for one."""
+    """Discard a range of an open block device (BLKDISCARD). Raise KernelError, with EOPNOTSUPP if it takes none."""
     try:
         ioctl(fd, _BLKDISCARD, struct.pack("=QQ", offset, length), "BLKDISCARD", f"{offset} {length}")
     except OSError as error:
@@ -198,13 +205,19 @@ def discard(fd: int, offset: int, length: int) -> None:
 
 
 def sync_file_system(path: Path) -> None:
-    """Write everything of a mounted file system out (syncfs(2)); since Linux 5.8 it tells of writes that failed."""
+    """Sync a mounted file system (syncfs(2)). Since Linux 5.8 that reports writes that have failed.
+
+    Raise NoDataSpace, KernelError, NotFound.
+    """
     with opened(path, os.O_RDONLY | os.O_DIRECTORY) as fd:
         _sync_file_system(fd, f"write out the file system at {path}")
 
 
 def sync_root(root: int, name: str) -> None:
-    """`sync_file_system` for a descriptor of a root (O_PATH will do), which errors call `name`."""
+    """Sync the file system of an open root directory (O_PATH will do), which errors call `name`.
+
+    Raise NoDataSpace, KernelError.
+    """
     fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=root)
     try:
         _sync_file_system(fd, f"write out {name}")
@@ -218,13 +231,16 @@ def _sync_file_system(fd: int, doing: str) -> None:
 
 
 def free_space(path: Path) -> int:
-    """Bytes free on the file system of a path, root's reserve included, since it is root who writes."""
+    """Return the free bytes of the file system of a path, with the reserve for root, since the writer is root."""
     figures = os.statvfs(path)
     return figures.f_bfree * figures.f_frsize
 
 
 def sync_data(path: Path) -> None:
-    """Make what has been written to a file durable, whoever wrote it (fdatasync(2))."""
+    """Sync the data of a file, also what other processes have written (fdatasync(2)).
+
+    Raise NoDataSpace, KernelError, NotFound.
+    """
     with opened(path) as fd:
         try:
             os.fdatasync(fd)
@@ -233,6 +249,6 @@ def sync_data(path: Path) -> None:
 
 
 def sync_folder(path: Path) -> None:
-    """Make the names in a folder durable."""
+    """Sync the names in a folder. Raise NotFound, OSError."""
     with opened(path, os.O_RDONLY | os.O_DIRECTORY) as fd:
         os.fsync(fd)

@@ -1,7 +1,7 @@
-"""Mounts that no namespace shows: fsopen(2), fsmount(2), open_tree(2), Linux 5.2.
+"""Detached mounts, which are in no mount namespace: fsopen(2), fsmount(2), open_tree(2), Linux 5.2.
 
-A detached mount is a file descriptor and ends with it, so a process that is killed leaves none behind, no other
-namespace takes a copy along, and `..` at its top leads nowhere.
+A detached mount is a file descriptor and ends with it. So a process that is killed leaves no mount, no new namespace
+gets a copy, and `..` at its root leads nowhere.
 """
 
 import ctypes
@@ -24,9 +24,10 @@ _libc.syscall.restype = ctypes.c_long
 
 
 def mount(source: str, fs_type: str, options: str = "") -> int:
-    """A descriptor of the root of a file system, mounted but detached; device nodes in it are dead.
+    """Mount a file system detached, and return a descriptor of its root. Device nodes in it do not work (nodev).
 
-    `options` are the file system's own, comma-separated. Raises KernelError with the file system's own words.
+    `options` are the file system's own, comma-separated. Raise NotPermitted, Unavailable (a kernel without fsopen), and
+    KernelError with the file system's own words.
     """
     context = _call(_FSOPEN, os.fsencode(fs_type), _CLOEXEC)
     if context < 0:
@@ -53,7 +54,10 @@ def mount(source: str, fs_type: str, options: str = "") -> int:
 
 
 def clone(place: Path) -> int:
-    """A descriptor of a detached copy of what is mounted at `place`, what is mounted below it left out."""
+    """Return a descriptor of a detached copy of the mount at `place`, without the mounts below it.
+
+    Raise NotPermitted, Unavailable (a kernel without open_tree), KernelError.
+    """
     root = _call(_OPEN_TREE, _AT_FDCWD, os.fsencode(place), _OPEN_TREE_CLONE | _OPEN_TREE_CLOEXEC)
     if root < 0:
         raise _failure(root, f"open the mount at {place}")
@@ -61,14 +65,14 @@ def clone(place: Path) -> int:
 
 
 def _call(number: int, *arguments: int | bytes) -> int:
-    """The system call's result, or the negative of its errno."""
+    """Return the result of a system call, or its errno as a negative number."""
     words = [ctypes.c_char_p(word) if isinstance(word, bytes) else ctypes.c_long(word) for word in arguments]
     result: int = _libc.syscall(ctypes.c_long(number), *words)
     return result if result >= 0 else -ctypes.get_errno()
 
 
 def _words(context: int) -> bytes:
-    """What the file system says of its refusal: one line, `e ` before it."""
+    """Return the file system's own message of its failure: one line, after the prefix `e `."""
     try:
         return os.read(context, _MESSAGE)[2:]
     except OSError:

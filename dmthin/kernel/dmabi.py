@@ -1,6 +1,7 @@
 """The device-mapper ioctl ABI, linux/dm-ioctl.h: request numbers, the header and the records that follow it.
 
-Only packing and unpacking; nothing here talks to the kernel. Sectors and kernel device numbers stay at this floor.
+Only packing and unpacking; nothing here calls the kernel. Other modules see `os.makedev` numbers in place of the
+kernel's encoding of a device number.
 """
 
 import os
@@ -13,7 +14,7 @@ from dmthin.kernel.devicemapper import DeviceInfo, DeviceName, Target, Version
 
 HEADER_SIZE = 312
 INTERFACE = (4, 0, 0)
-"""What we ask for: the kernel accepts any minor up to its own and answers with its own."""
+"""The version in each request: the kernel accepts any minor version up to its own, and answers with its own."""
 
 
 class Request(IntEnum):
@@ -38,6 +39,7 @@ class Request(IntEnum):
 
     @property
     def code(self) -> int:
+        """The request of ioctl(2)."""
         return 0xC0000000 | HEADER_SIZE << 16 | 0xFD << 8 | self
 
     def __str__(self) -> str:
@@ -45,7 +47,7 @@ class Request(IntEnum):
 
 
 class Flag:
-    """The flags of the header, DM_*_FLAG: plain numbers, for an enum's operators cost more than the ioctls."""
+    """The flags of the header, DM_*_FLAG. Plain numbers, since an enum's operators take longer than the ioctls."""
 
     READ_ONLY = 1 << 0
     SUSPEND = 1 << 1
@@ -60,7 +62,7 @@ class Flag:
 
 
 class Header(NamedTuple):
-    """struct dm_ioctl. `event_number` carries udev flags on the way in and the event number on the way out."""
+    """struct dm_ioctl. `event_number` is for udev flags in a request, and the event number in an answer."""
 
     version_major: U32 = INTERFACE[0]
     version_minor: U32 = INTERFACE[1]
@@ -78,14 +80,16 @@ class Header(NamedTuple):
     data: Annotated[bytes, "7s"] = b""
 
     def pack(self) -> bytes:
+        """Return the structure's bytes."""
         return _HEADER.pack(self)
 
     @classmethod
     def unpack(cls, buffer: bytes | bytearray) -> "Header":
-        """Return the header at the beginning of a buffer; name and uuid still have the zeros behind them."""
+        """Return the header at the beginning of a buffer; name and uuid are as long as their fields, with zeros."""
         return _HEADER.unpack(buffer)
 
     def info(self) -> DeviceInfo:
+        """Return the state of the device, as most answers have it."""
         return DeviceInfo(
             name=os.fsdecode(text(self.name)),
             uuid=os.fsdecode(text(self.uuid)),
@@ -106,7 +110,7 @@ assert _HEADER.size == HEADER_SIZE
 
 
 class TargetSpec(NamedTuple):
-    """struct dm_target_spec, which the target's parameters follow. `next` leads to the next one, in bytes."""
+    """struct dm_target_spec, which the target's parameters follow. `next` is the offset of the next one in bytes."""
 
     start: U64
     length: U64
@@ -122,14 +126,14 @@ class TargetMessage(NamedTuple):
 
 
 class NameEntry(NamedTuple):
-    """struct dm_name_list, which the name follows. `next` leads to the next one; 0 in the last."""
+    """struct dm_name_list, which the name follows. `next` is the offset of the next one from here, 0 in the last."""
 
     dev: U64
     next: U32
 
 
 class VersionEntry(NamedTuple):
-    """struct dm_target_versions, which the name follows. `next` leads to the next one; 0 in the last."""
+    """struct dm_target_versions, which the name follows. `next` is the offset of the next from here, 0 in the last."""
 
     next: U32
     major: U32

@@ -1,7 +1,7 @@
-"""Device-mapper by ioctl on /dev/mapper/control: some 50 times cheaper than a dmsetup process.
+"""Device-mapper by ioctl on /dev/mapper/control: some 50 times faster than a dmsetup process.
 
-Buffers start at 1024 bytes, because CPython 3.11 gives up its lock during an ioctl only for those; a table or message
-that needs more is copied to the kernel in one longer call.
+Buffers have at least 1024 bytes, the size up to which CPython 3.11 releases its lock during an ioctl. A larger table or
+message is sent while it is held.
 """
 
 import os
@@ -36,11 +36,12 @@ _BY_NAME = frozenset(Request) - {Request.VERSION, Request.LIST_DEVICES, Request.
 class IoctlDeviceMapper:
     """A connection to the kernel's device-mapper; implements `DeviceMapper`. Threads may share one.
 
-    `udev_rules` travel with every event of a device that this connection changes. Their cookie is zero, so nobody
-    waits for udev, and no semaphore can leak: the node /dev/dm-N is devtmpfs's and is there at once.
+    Each event of a device that this connection changes carries `udev_rules`. Their cookie is zero, so no semaphore is
+    made and no call waits for udev: devtmpfs makes the node /dev/dm-N.
     """
 
     def __init__(self, udev_rules: UdevRules = UdevRules.PRIVATE) -> None:
+        """Open the control node. Raise Unavailable (no device-mapper), NotPermitted."""
         self._event = udev_rules << 16
         try:
             self._fd = os.open(CONTROL, os.O_RDWR | os.O_CLOEXEC)
@@ -138,7 +139,7 @@ class IoctlDeviceMapper:
         self.message(name, "@cancel_deferred_remove")
 
     def wait(self, name: str, event_number: int, timeout: float) -> int:
-        """As the interface says; polls the control node, so that a signal or another thread is never held up."""
+        """As in `DeviceMapper`. It polls the control node, so that signals and other threads go on meanwhile."""
         deadline = time.monotonic() + timeout
         with EventPoll() as events:
             while True:
@@ -179,7 +180,7 @@ class IoctlDeviceMapper:
                 return header, buffer
             size *= 4
             if size > _LARGEST_REPLY:
-                raise Unavailable(f"device-mapper: {doing} {name}: the answer is larger than {_LARGEST_REPLY} bytes")
+                raise Unavailable(f"device-mapper: {doing} {name}: the answer is longer than {_LARGEST_REPLY} bytes")
 
     def _ioctl(self, request: Request, buffer: bytearray, doing: str, name: str, flags: int) -> None:
         try:
@@ -187,28 +188,29 @@ class IoctlDeviceMapper:
         except OSError as error:
             raise request_failure(error.errno or 0, doing, name) from None
         if result:
-            # A message to a device without a live table returns a positive number and does nothing.
+            # The answer to a message for a device without a live table is a positive number, and no error.
             raise NotFound(f"device-mapper: {doing} {name}: the device has no live table")
 
 
 class EventPoll:
-    """A descriptor that becomes readable at the next event of any mapped device (DM_DEV_ARM_POLL, 4.37).
+    """A descriptor that becomes readable at the next event of any mapped device (DM_DEV_ARM_POLL, interface 4.37).
 
-    Arm it before reading the state to be watched, then poll: no event between the two is lost.
+    Arm it, then read the state to be watched, then poll: no event in between is lost.
     """
 
     def __init__(self) -> None:
         self._control = IoctlDeviceMapper()
 
     def fileno(self) -> int:
+        """Return the descriptor."""
         return self._control._fd
 
     def arm(self) -> None:
-        """Forget earlier events."""
+        """Forget earlier events. Raise KernelError."""
         self._control._call(Request.DEV_ARM_POLL, "arm poll")
 
     def poll(self, timeout: float) -> bool:
-        """Whether an event came within `timeout` seconds."""
+        """Return whether an event comes within `timeout` seconds, or has come since the last `arm`."""
         poller = select.poll()
         poller.register(self.fileno(), select.POLLIN)
         return bool(poller.poll(timeout * 1000))
@@ -221,7 +223,7 @@ class EventPoll:
 
 
 def require_thin_pool(dm: IoctlDeviceMapper) -> None:
-    """Raise Unavailable unless the kernel has the thin-pool target."""
+    """Raise Unavailable unless the kernel has the thin-pool target, KernelError."""
     if "thin-pool" not in dm.target_versions():
         raise Unavailable("this kernel has no thin-pool target", hint=NO_THIN_POOL)
 

@@ -1,7 +1,7 @@
-"""Who keeps a volume busy: processes with files, folders or the device open, mounts in other namespaces, devices above.
+"""The holders of a device: processes that have it, or files on it, open; mounts in any namespace; devices above.
 
-psutil lists processes and their names; it leaves out open block devices and other mount namespaces, so those come from
-/proc and /sys. Used on the way to an error message, never before.
+psutil lists processes and their names, but not open block devices and other mount namespaces, so those come from /proc
+and /sys. This is slow, and only for error messages.
 """
 
 import os
@@ -14,7 +14,7 @@ from dmthin.kernel import mount
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """One holder: a process (`pid` is not 0) or a device above; `how` says by what."""
+    """One holder of a device: a process, or with the `pid` 0 a mount or a device above. `how` says what it holds."""
 
     name: str
     pid: int
@@ -25,11 +25,11 @@ class Holder:
 
 
 def of_device(dev: int) -> list[Holder]:
-    """Who holds the block device `dev` (an `os.makedev` number), or the file system on it.
+    """Return the holders of the block device `dev` (an `os.makedev` number), or of the file system on it.
 
-    A process that sees a mount of it in another namespace than ours counts, one for each such namespace.
+    A mount in another namespace than ours is represented by one process of that namespace.
     """
-    import psutil  # only here, on the way to an error
+    import psutil  # slow to load, and only needed for an error
 
     found = [Holder(path.name, 0, "a device above") for path in _block_folder(dev).glob("holders/*")]
     found += [Holder(entry.target, 0, "a mount") for entry in mount.of_device(dev)]
@@ -48,14 +48,14 @@ def of_device(dev: int) -> list[Holder]:
 
 
 def describe(dev: int, limit: int = 5) -> str:
-    """The holders of a device as words for an error, at most `limit` of them; empty if none was found."""
+    """Return the holders of a device in words, at most `limit` of them; empty if none was found."""
     found = [str(holder) for holder in of_device(dev)]
     more = [f"and {len(found) - limit} more"] if len(found) > limit else []
     return ", ".join(found[:limit] + more)
 
 
 def _use(pid: int, dev: int) -> str:
-    """How a process uses a device: in words, empty if it does not."""
+    """Return how a process uses a device, in words; empty if it does not."""
     for link, how in (("cwd", "its current folder"), ("root", "its root"), ("exe", "its program")):
         if _on_device(Path(f"/proc/{pid}/{link}"), dev):
             return how

@@ -1,8 +1,8 @@
 """Loop devices by ioctl: linux/loop.h and drivers/block/loop.c.
 
-A loop is known by the device and inode number of its file, never by name: the kernel cuts the name at 63 bytes, and a
-file may be renamed. Autoclear stays off, so a loop outlives the process that made it; a pool's loops go when the pool
-is taken down.
+A loop device is identified by the device and inode number of its file, never by name: the kernel truncates the name to
+63 bytes, and a file may be renamed. Autoclear is off, so a loop device survives the process that made it; those of a
+pool are detached when the pool is deactivated.
 """
 
 import errno
@@ -82,20 +82,21 @@ class LoopDevice:
 
     @property
     def node(self) -> str:
+        """The path of its node."""
         return f"/dev/loop{self.index}"
 
     @property
     def backing_file(self) -> str:
-        """The file's name now, as the kernel knows it; empty if the loop is gone."""
+        """The file's name now, as the kernel has it; empty if the device is not bound any more."""
         return _attribute(self.index, "loop/backing_file") or ""
 
     @property
     def direct_io(self) -> bool:
-        """Whether the loop bypasses the page cache; not every file system allows it."""
+        """Whether the device bypasses the page cache, which not every file system allows."""
         return _attribute(self.index, "loop/dio") == "1"
 
     def refresh_size(self) -> None:
-        """Take over the size of a file that has grown (LOOP_SET_CAPACITY)."""
+        """Give the device the size of its file, which has grown (LOOP_SET_CAPACITY). Raise NotFound, KernelError."""
         with step("loop refresh", self.node), _open(self.index) as fd:
             try:
                 ioctl(fd, _SET_CAPACITY, 0, "LOOP_SET_CAPACITY", self.node)
@@ -103,10 +104,10 @@ class LoopDevice:
                 raise os_failure(error, f"refresh the size of {self.node}", LOOP) from None
 
     def detach(self) -> None:
-        """Unbind the loop and wait until it is unbound.
+        """Unbind the device, if it is bound to this file, and wait until it is unbound.
 
-        While someone has it open, LOOP_CLR_FD succeeds and merely promises to unbind at the last close. Raises
-        TimeLimit after 5 seconds of that. A loop that is gone already is fine.
+        While it is open elsewhere, LOOP_CLR_FD succeeds, but the kernel unbinds only at the last close. Raise TimeLimit
+        after 5 seconds of that, KernelError, NotPermitted.
         """
         with step("loop detach", self.node):
             with _open(self.index) as fd:
@@ -124,7 +125,7 @@ class LoopDevice:
                 time.sleep(0.002)
 
     def _is_bound(self) -> bool:
-        """Whether the loop still has this file: another process may have taken the number for a file of its own."""
+        """Return whether the device still has this file: another process may have bound the number to its own."""
         if _attribute(self.index, "loop/backing_file") is None:
             return False
         with _open(self.index) as fd:
@@ -132,7 +133,10 @@ class LoopDevice:
 
 
 def find(path: Path) -> LoopDevice | None:
-    """The loop that is bound to this very file, None where there is none. The lowest number, should there be two."""
+    """Return the loop device that is bound to this very file, that of the lowest number if there are two, else None.
+
+    Raise NotPermitted, KernelError.
+    """
     try:
         wanted = path.stat()
     except FileNotFoundError:
@@ -149,7 +153,7 @@ def find(path: Path) -> LoopDevice | None:
 
 
 def is_at(path: Path, number: str) -> bool:
-    """Whether the device with this `major:minor` is a loop that is bound to this very file."""
+    """Return whether the device with this `major:minor` is a loop device that is bound to this very file."""
     major, minor = map(int, number.split(":"))
     if major != _MAJOR or _attribute(minor, "loop/backing_file") is None:
         return False
@@ -162,9 +166,11 @@ def is_at(path: Path, number: str) -> bool:
 
 
 def attach(path: Path, *, read_only: bool = False, direct_io: bool = True) -> LoopDevice:
-    """Bind a free loop to a file. Direct I/O is taken where the file system has it (`LoopDevice.direct_io` tells).
+    """Bind a free loop device to a file, with direct I/O where the file system allows that (`LoopDevice.direct_io`).
 
-    The number that LOOP_CTL_GET_FREE names is a hint: another process may be faster, so EBUSY asks again.
+    The number that LOOP_CTL_GET_FREE returns may be taken by another process in between, which EBUSY says; then this
+    asks again. Raise Unavailable (no loop devices, or none that is free), NotFound (no such file), NotPermitted,
+    KernelError.
     """
     flags = os.O_CLOEXEC | (os.O_RDONLY if read_only else os.O_RDWR)
     try:
@@ -189,7 +195,7 @@ def _attach(file: int, path: Path, *, read_only: bool, direct_io: bool) -> LoopD
 
 
 def _configure(fd: int, file: int, name: str, *, read_only: bool, direct_io: bool) -> bool:
-    """Bind by one ioctl (5.8) or by the older pair. False: another process took this loop first."""
+    """Bind by one ioctl (Linux 5.8) or by the older pair. Return False if another process has taken this device."""
     flags = (_FLAG_READ_ONLY if read_only else 0) | (_FLAG_DIRECT_IO if direct_io else 0)
     try:
         ioctl(fd, _CONFIGURE, _CONFIG.pack(_Config(file, 0, _pack_info(flags, name))), "LOOP_CONFIGURE", name, flags)
@@ -198,7 +204,7 @@ def _configure(fd: int, file: int, name: str, *, read_only: bool, direct_io: boo
             return False
         if error.errno in (errno.EINVAL, errno.ENOTTY, errno.ENOSYS):
             return _configure_by_pair(fd, file, name, direct_io=direct_io)
-        raise os_failure(error, f"bind a loop to {name}", LOOP) from None
+        raise os_failure(error, f"bind a loop device to {name}", LOOP) from None
     return True
 
 
@@ -208,7 +214,7 @@ def _configure_by_pair(fd: int, file: int, name: str, *, direct_io: bool) -> boo
     except OSError as error:
         if error.errno == errno.EBUSY:
             return False
-        raise os_failure(error, f"bind a loop to {name}", LOOP) from None
+        raise os_failure(error, f"bind a loop device to {name}", LOOP) from None
     try:
         ioctl(fd, _SET_STATUS64, _pack_info(0, name), "LOOP_SET_STATUS64", name)
     except OSError as error:
@@ -229,16 +235,16 @@ def _pack_info(flags: int, name: str) -> bytes:
 
 
 def _backing(fd: int) -> tuple[int, int] | None:
-    """The device and inode number of the bound file; None for a loop that is not bound.
+    """Return the device and inode number of the bound file, None if the device is not bound.
 
-    GET_STATUS64 gives the device as huge_encode_dev does, the form of `st_dev` too.
+    GET_STATUS64 encodes the device as huge_encode_dev does, which is how `st_dev` is encoded.
     """
     try:
         info = _INFO.unpack(ioctl(fd, _GET_STATUS64, bytes(_INFO.size), "LOOP_GET_STATUS64"))
     except OSError as error:
         if error.errno == errno.ENXIO:
             return None
-        raise os_failure(error, "ask a loop for its file", LOOP) from None
+        raise os_failure(error, "get the status of a loop device", LOOP) from None
     return info.device, info.inode
 
 
@@ -259,7 +265,7 @@ def _free_index() -> int:
 def _open(index: int) -> Iterator[int]:
     node = f"/dev/loop{index}"
     try:
-        # A node may be missing in a container that has a /dev of its own; the number is known, so make it.
+        # In a container that has a /dev of its own the node may be missing. The number is known, so make it.
         if not Path(node).exists():
             os.mknod(node, 0o60660, os.makedev(_MAJOR, index))
         fd = os.open(node, os.O_RDWR | os.O_CLOEXEC)
@@ -275,6 +281,7 @@ def _open(index: int) -> Iterator[int]:
 
 
 def bound() -> list[int]:
+    """Return the numbers of all loop devices that are bound to a file, the lowest first."""
     names = (path.name.removeprefix("loop") for path in Path("/sys/block").glob("loop*"))
     indexes = sorted(int(name) for name in names if name.isdigit())
     return [index for index in indexes if _attribute(index, "loop/backing_file") is not None]

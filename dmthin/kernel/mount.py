@@ -1,9 +1,8 @@
-"""Mounts by system call and the mount table of this namespace, mount(2), umount2(2), proc_pid_mountinfo(5)."""
+"""Mounts by system call, and the mount table: mount(2), umount2(2), proc_pid_mountinfo(5)."""
 
 import ctypes
 import os
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,33 +41,34 @@ class Mount:
 
 
 def table(process: int | str = "self") -> list[Mount]:
-    """The mounts that a process sees, in the order in which they were made; empty if the process is gone."""
+    """Return the mounts in the namespace of a process, in the order in which they were made; none if it has ended."""
     return [_parse(line) for line in _lines(process)]
 
 
 def of_device(dev: int, process: int | str = "self") -> list[Mount]:
-    """The mounts of one file system, newest last."""
+    """Return the mounts of one file system, the newest last."""
     wanted = f" {os.major(dev)}:{os.minor(dev)} "
     return [_parse(line) for line in _lines(process) if wanted in line[:48]]
 
 
 def at(target: Path) -> list[Mount]:
-    """The mounts at exactly this place, newest last."""
+    """Return the mounts at exactly this place, the newest last."""
     wanted = f" {_escape(str(target))} "
     mounts = [_parse(line) for line in _lines("self") if wanted in line]
     return [mount for mount in mounts if mount.target == str(target)]
 
 
 def under(folder: Path) -> list[Mount]:
-    """The mounts at or below a folder, innermost and newest first, so that they can be unmounted in this order."""
+    """Return the mounts at or below a folder in an order in which they can be unmounted: innermost and newest first."""
     inside = f"{folder}/"
     return [mount for mount in reversed(table()) if mount.target == str(folder) or mount.target.startswith(inside)]
 
 
 def mount(source: str, target: Path, fs_type: str, options: str = "") -> None:
-    """Mount a file system. `options` are those of mount(8), comma-separated; what is no flag goes to the file system.
+    """Mount a file system. `options` are those of mount(8), comma-separated; what is no flag is for the file system.
 
-    Raises KernelError: EBUSY where the target is a mount of the same device, EINVAL for a bad superblock or option.
+    Raise InUse if the target is a mount of the same device, InvalidValue for a bad superblock or option, NotFound,
+    NotPermitted, KernelError.
     """
     flags, data = split_options(options)
     with step("mount", target):
@@ -76,7 +76,7 @@ def mount(source: str, target: Path, fs_type: str, options: str = "") -> None:
 
 
 def split_options(options: str) -> tuple[int, str]:
-    """The flags of mount(2) and the rest, which is the file system's own data string. Quotes hide a comma."""
+    """Return the flags of mount(2), and the other options for the file system. A comma in quotes separates nothing."""
     flags, data = 0, []
     for option in _OPTION.findall(options):
         if option in _MS:
@@ -89,9 +89,9 @@ def split_options(options: str) -> tuple[int, str]:
 
 
 def unmount(target: Path, *, lazy: bool = False) -> None:
-    """Unmount the newest mount at `target`; `lazy` detaches it now and ends it with its last user.
+    """Unmount the newest mount at `target`; `lazy` detaches it now, and its last user ends it.
 
-    Raises InUse (EBUSY), NotFound (nothing is mounted there).
+    Raise InUse if it is busy, NotFound if nothing is mounted there, NotPermitted, KernelError.
     """
     with step("unmount", target):
         flags = _UMOUNT_NOFOLLOW | (_MNT_DETACH if lazy else 0)
@@ -100,20 +100,21 @@ def unmount(target: Path, *, lazy: bool = False) -> None:
 
 
 def ensure_shared(folder: Path) -> None:
-    """Make mounts below `folder` reach the namespaces of daemons beside us, as systemd does for the whole host.
+    """Let mounts below `folder` propagate to the mount namespaces of other daemons, mount_namespaces(7).
 
-    Where the mount that holds the folder is private, the folder becomes a shared mount of its own.
+    systemd makes all mounts of the host shared. If the mount that the folder lies in is private, the folder becomes a
+    shared mount of its own. Raise NotPermitted, KernelError.
     """
-    if not (holder := _holder(folder)) or holder.shared:
+    if not (around := _mount_of(folder)) or around.shared:
         return
-    if holder.target != str(folder):
+    if around.target != str(folder):
         with step("mount", folder):
             _mount(str(folder), folder, "", _MS_BIND, "")
     _mount("none", folder, "", _MS_SHARED, "")
 
 
-def _holder(folder: Path) -> Mount | None:
-    """The mount in which a folder lies: the longest target above it, the newest of equals."""
+def _mount_of(folder: Path) -> Mount | None:
+    """Return the mount in which a folder lies: the longest target above it, the newest of equals."""
     best: Mount | None = None
     for entry in table():
         inside = entry.target == "/" or str(folder) == entry.target or str(folder).startswith(f"{entry.target}/")
@@ -129,7 +130,7 @@ def _mount(source: str, target: Path, fs_type: str, flags: int, data: str) -> No
 
 
 def _lines(process: int | str) -> list[str]:
-    """The lines of a mountinfo file. Only a newline ends one: the kernel leaves a carriage return in a path alone."""
+    """Return the lines of a mountinfo file. Only a newline ends one: the kernel does not escape a carriage return."""
     try:
         content = Path(f"/proc/{process}/mountinfo").read_bytes()
     except OSError:
@@ -156,14 +157,9 @@ def _parse(line: str) -> Mount:
 
 
 def _escape(text: str) -> str:
-    """As the kernel writes a path (show_mountinfo): what separates fields and lines, and the backslash, in octal."""
+    """Escape a path as the kernel does (show_mountinfo): separators of fields and lines, and backslashes, in octal."""
     return _SPECIAL.sub(lambda match: f"\\{ord(match[0]):03o}", text)
 
 
 def _unescape(text: str) -> str:
     return _OCTAL.sub(lambda match: chr(int(match[1], 8)), text)
-
-
-def targets(mounts: list[Mount]) -> Iterator[str]:
-    """The places of some mounts."""
-    return (entry.target for entry in mounts)

@@ -1,7 +1,7 @@
-"""Shutting this process in: namespaces of its own, an empty root, few capabilities, only the descriptors it needs.
+"""Confining this process: namespaces of its own, an empty root, few capabilities, only the descriptors it needs.
 
-namespaces(7), pivot_root(2), capabilities(7), prctl(2). What is opened already keeps working, directories with all
-that is below them, and nothing else can be reached: there is no path to any file of the host.
+namespaces(7), pivot_root(2), capabilities(7), prctl(2). Descriptors that are open keep working, directories with all
+that is below them. Nothing else can be reached: there is no path to any file of the host.
 """
 
 import contextlib
@@ -11,13 +11,14 @@ import os
 import resource
 import signal
 from collections.abc import Collection
+from typing import NoReturn
 
 from dmthin.errors import KernelError
 from dmthin.os_errors import NAMESPACES, SANDBOX, Context, explain
 from dmthin.units import GIB
 
 MEMORY = GIB
-"""Bytes of address space that a process has once it is shut in."""
+"""Bytes of address space that a process has once it is confined."""
 
 _CLONE_NEWNS, _CLONE_NEWUTS, _CLONE_NEWIPC, _CLONE_NEWPID, _CLONE_NEWNET = (
     0x00020000, 0x04000000, 0x08000000, 0x20000000, 0x40000000)  # fmt: skip
@@ -64,35 +65,37 @@ class _Sets(ctypes.Structure):
 
 
 def die_with_parent() -> None:
-    """Be killed when the thread that started this process ends. A change of user or group ends this."""
+    """Have the kernel kill this process when the thread that started it ends; a change of user or group undoes that.
+
+    Raise KernelError.
+    """
     _check(_libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0), "be killed with the parent")
 
 
-def shut_in(keep: Collection[int]) -> None:
-    """Leave the host for good, but for the descriptors in `keep` and 0, 1, 2; needs root and a single thread.
+def confine(keep: Collection[int]) -> None:
+    """Give up all access to the host but the descriptors in `keep` and 0, 1, 2. Needs root and a single thread.
 
-    It goes on in a child, since a process cannot enter a pid namespace itself; the parent waits for it, exits with
-    its status (128 and the signal's number where one ended it), and never returns from here. Either is killed with
-    its parent. The child is the first process of its namespace: signals that it sends to itself do nothing.
+    This returns in a child, since a process cannot enter a pid namespace itself. The parent waits for the child, exits
+    with its status (128 + n after signal n), and never returns from here. Each is killed when its own parent ends. The
+    child is the first process of its namespace: signals that it sends to itself do nothing.
 
-    All that is ever to be imported must have been: there are no files any more but a /proc of this process.
-    Raises NotPermitted, Unavailable (the kernel lacks a namespace), KernelError; the process is of no use then but
-    for saying so.
+    All modules must have been imported: no file is left but a /proc of this process. Raise NotPermitted, Unavailable
+    (the kernel has not all the namespaces), KernelError; the process can then only report that and end.
     """
     _close_all_but(keep)
     die_with_parent()
     _check(_libc.unshare(_NAMESPACES), "make namespaces", NAMESPACES)
-    # Slave, not private: what is unmounted on the host must not live on in here.
+    # Slave, not private: what is unmounted on the host must be unmounted in here too.
     _mount("none", "/", "", _MS_REC | _MS_SLAVE)
     alive, ours = os.pipe()
     child = os.fork()
     if child:
-        _follow(child)
+        _exit_with(child)
     os.close(ours)
     die_with_parent()
     os.set_blocking(alive, False)
     with contextlib.suppress(BlockingIOError):
-        os.read(alive, 1)  # its end: the parent died before it could take us with it
+        os.read(alive, 1)  # end of file: the parent has died before the kernel knew that we are to be killed with it
         os._exit(1)
     os.close(alive)
     _empty_root()
@@ -104,12 +107,12 @@ def shut_in(keep: Collection[int]) -> None:
 def _close_all_but(keep: Collection[int]) -> None:
     for fd in map(int, os.listdir("/proc/self/fd")):  # noqa: PTH208
         if fd > 2 and fd not in keep:
-            with contextlib.suppress(OSError):  # that of the listing is closed by now
+            with contextlib.suppress(OSError):  # the descriptor of the listing itself is closed by now
                 os.close(fd)
 
 
-def _follow(child: int) -> None:
-    """Be nothing but the child's parent."""
+def _exit_with(child: int) -> NoReturn:
+    """Wait for the child, and exit with its status."""
     try:
         _, status = os.waitpid(child, 0)
         code = os.waitstatus_to_exitcode(status)
@@ -119,11 +122,10 @@ def _follow(child: int) -> None:
 
 
 def _empty_root() -> None:
-    """Make a file system without files the root, and the old one unreachable.
+    """Make an empty file system the root, and the old root unreachable.
 
-    It is mounted over /proc, which is there wherever we run, be the root as read-only as it may; nobody else sees
-    this mount. The new /proc shows this process alone, and names of links and devices can be given through it to
-    calls that take no descriptor.
+    It is mounted over /proc, a folder that is there on every host, also on a read-only root; only this namespace has
+    the mount. The new /proc shows this process alone. It is for system calls that take a path and no descriptor.
     """
     _mount("tmpfs", "/proc", "tmpfs", _INERT, "size=4k,nr_inodes=4,mode=755")
     os.chdir("/proc")
@@ -132,7 +134,7 @@ def _empty_root() -> None:
         _mount("proc", "proc", "proc", _INERT | _MS_RDONLY, "subset=pid")
     except KernelError:  # Linux before 5.8
         _mount("proc", "proc", "proc", _INERT | _MS_RDONLY)
-    # The old root lies on top of the new one then, and goes from there: pivot_root(2), "pivot_root(".", ".")".
+    # The old root is then mounted on top of the new one, and is unmounted there: pivot_root(2), `pivot_root(".", ".")`.
     _check(_libc.pivot_root(b".", b"."), "change the root")
     _check(_libc.umount2(b".", _MNT_DETACH), "leave the old root")
     os.chdir("/")
@@ -143,7 +145,7 @@ def _drop_capabilities() -> None:
     _check(_libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "give up new privileges")
     for number in range(64):
         if number not in _CAPABILITIES and _libc.prctl(_PR_CAPBSET_DROP, number, 0, 0, 0):
-            if ctypes.get_errno() == errno.EINVAL:  # this kernel has no more of them
+            if ctypes.get_errno() == errno.EINVAL:  # the kernel has no capability of this number, nor higher ones
                 break
             _check(-1, "drop capabilities")
     kept = sum(1 << number for number in _CAPABILITIES)

@@ -1,4 +1,4 @@
-"""Opening directories below a directory and never outside it: openat2(2), linux/openat2.h."""
+"""Opening directories below a directory, and never outside of it: openat2(2), linux/openat2.h."""
 
 import ctypes
 import errno
@@ -11,7 +11,7 @@ _NO_XDEV, _NO_MAGICLINKS, _NO_SYMLINKS, _BENEATH, _IN_ROOT = 0x01, 0x02, 0x04, 0
 _AT_SYMLINK_NOFOLLOW = 0x100
 _RETRIES = 16
 DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-"""Flags for a directory that is to be read or worked in."""
+"""The flags of open(2) for a directory."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
@@ -28,20 +28,23 @@ _OWN_ENTRY = _OpenHow(DIRECTORY, 0, _BENEATH | _NO_SYMLINKS | _NO_XDEV)
 
 
 def open_below(root_fd: int, path: bytes) -> int:
-    """A descriptor of the directory at `path` below `root_fd`, links on the way followed; raises OSError.
+    """Return a descriptor of the directory at `path` below `root_fd`. Symbolic links are followed, but not out of it.
 
-    ENOSYS: Linux before 5.6. EXDEV: a mount point is on the way.
+    Raise OSError: EXDEV if a mount point is on the way, ENOSYS on Linux before 5.6.
     """
     return _openat2(root_fd, path or b".", _ANY_BELOW)
 
 
 def open_entry(parent_fd: int, name: bytes) -> int:
-    """A descriptor of the directory `name` itself, neither a link (ELOOP) nor a mount point (EXDEV)."""
+    """Return a descriptor of the directory `name` itself.
+
+    Raise OSError: ELOOP if it is a symbolic link, EXDEV if it is a mount point.
+    """
     return _openat2(parent_fd, name, _OWN_ENTRY)
 
 
 def _openat2(fd: int, path: bytes, how: _OpenHow) -> int:
-    """openat2(2); EAGAIN means that something was renamed meanwhile, and is tried again."""
+    """Call openat2(2), again after EAGAIN: a directory on the way was renamed meanwhile. Raise OSError."""
     for _ in range(_RETRIES):
         opened: int = _libc.syscall(
             ctypes.c_long(_OPENAT2),
@@ -59,7 +62,10 @@ def _openat2(fd: int, path: bytes, how: _OpenHow) -> int:
 
 
 def chmod_node(parent_fd: int, name: bytes, mode: int) -> None:
-    """Set the mode of a device or fifo without opening or following it; Python 3.11 has no such call."""
+    """Set the mode of a device or fifo without opening it, nor following a link. Raise OSError.
+
+    Python 3.11 has no such call.
+    """
     if _libc.fchmodat(parent_fd, name, mode, _AT_SYMLINK_NOFOLLOW):
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number), name)

@@ -1,19 +1,19 @@
-"""Who goes first where processors are short: setpriority(2), which on Linux is each thread's own and its children's."""
+"""Scheduling priority: setpriority(2), which on Linux holds for one thread and the processes that it starts."""
 
 import os
 from contextlib import suppress
 
-_HURRIED = -15
-"""Niceness. LVM takes -18 while devices are suspended. What udevd does about each of ours, nobody waits for."""
+_HIGH = -15
+"""Niceness. LVM uses -18 while devices are suspended. udevd, which handles an event of each device, has 0."""
 
 
-def hurry() -> None:
-    """Let this thread, and what it starts, go before others: somebody waits for it. Without the right to, nothing."""
+def raise_priority() -> None:
+    """Schedule this thread, and what it starts, before others: a client waits for it. Do nothing without the right."""
     with suppress(PermissionError):
-        os.setpriority(os.PRIO_PROCESS, 0, _HURRIED)
+        os.setpriority(os.PRIO_PROCESS, 0, _HIGH)
 
 
-def take_turns() -> None:
-    """Let this thread, and what it starts, be like all others again."""
+def reset_priority() -> None:
+    """Schedule this thread, and what it starts, like all others again."""
     if os.getpriority(os.PRIO_PROCESS, 0) < 0:
         os.setpriority(os.PRIO_PROCESS, 0, 0)

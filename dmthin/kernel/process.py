@@ -1,7 +1,7 @@
-"""The one door to external programs, on top of `sh`: no shell, C locale, fixed PATH, null stdin, a time limit.
+"""The one module that runs external programs, by `sh`: no shell, C locale, fixed PATH, null stdin, a time limit.
 
-Programs belong at the edges (mkfs, resize2fs, thin_check, the administrator's dmsetup), never on the path that
-every container takes: `sh` forks the whole interpreter.
+Programs are for rare work (mkfs, resize2fs, thin_check, the administrator's dmsetup), and never on the path that every
+container takes: `sh` forks the whole interpreter.
 """
 
 import ctypes
@@ -38,11 +38,13 @@ PACKAGES = {
     "xfs_growfs": "xfsprogs",
     "blkid": "util-linux",
 }
-"""Debian's package for each program that dmthin calls, named when the program is missing."""
+"""Debian's package for each program that dmthin runs, for the error when the program is missing."""
 
-_DEAF_SECONDS = 0.2
-_DYING_SECONDS = 10.0
-"""How long a program that was killed is waited for: one that writes to a full pool dies when that lets it."""
+_LONGEST_WAIT_SECONDS = 0.2
+"""How long this waits without looking for signals."""
+
+_KILL_SECONDS = 10.0
+"""How long a program that was killed is waited for: if it writes to a full pool, it ends when the write does."""
 
 _WORKER_BUFFER = 1 << 20
 _PR_SET_PDEATHSIG = 1
@@ -52,7 +54,7 @@ _KEPT_VARIABLES = ("DM_DISABLE_UDEV", "LVM_SUPPRESS_FD_WARNINGS")
 
 @dataclass(frozen=True, slots=True)
 class Completed:
-    """What a program said. `stdout` and `stderr` are text, undecodable bytes replaced."""
+    """The result of a program. `stdout` and `stderr` are text, undecodable bytes replaced."""
 
     exit_code: int
     stdout: str
@@ -60,7 +62,7 @@ class Completed:
 
 
 def find(program: str) -> str | None:
-    """The absolute path of `program` on the fixed search path, None where it is missing."""
+    """Return the absolute path of `program` on the fixed search path, None if it is missing."""
     for folder in SEARCH_PATH.split(":"):
         path = f"{folder}/{program}"
         if os.access(path, os.X_OK):
@@ -71,16 +73,16 @@ def find(program: str) -> str | None:
 def run(
     program: str, *arguments: str, stdin: str | None = None, timeout: float = 60, ok: Sequence[int] = (0,)
 ) -> Completed:
-    """Run `program` to its end, at most `timeout` seconds; the exit statuses in `ok` are answers, not failures.
+    """Run `program` to its end, at most `timeout` seconds. The exit statuses in `ok` are no failures.
 
-    The program is killed when this process dies, so that nobody is left holding a device.
-    Raises Unavailable (no such program), ToolFailed (with the program's own words), TimeLimit.
+    The kernel kills the program when this process dies, so that no program is left that holds a device. Raise
+    Unavailable (no such program), ToolFailed (with the program's own words), TimeLimit.
     """
     path = find(program)
     if path is None:
         package = PACKAGES.get(program, program)
         raise Unavailable(f"the program {program} is missing", hint=f"install it: apt-get install {package}")
-    import sh  # costs 80 ms, which a command that runs no program need not pay
+    import sh  # takes 80 ms to load, and most commands run no program
 
     line = shlex.join([program, *arguments])
     logger.debug("run: %s", line)
@@ -112,10 +114,10 @@ def run(
 async def start_worker(
     argv: Sequence[str], environment: Mapping[str, str], descriptors: Sequence[int], *, feeds: bool, reads: bool
 ) -> "asyncio.subprocess.Process":
-    """Start a process of our own that works beside an event loop; it inherits these descriptors under their numbers.
+    """Start a worker process for an event loop; it inherits these descriptors under their numbers. Raise OSError.
 
-    With `feeds` its standard input is a pipe to write to, with `reads` its standard output one to read from. Its words
-    go to our standard error. Not `sh`, whose fork of the whole interpreter costs too much for each layer.
+    With `feeds` its standard input is a pipe to write to, with `reads` its standard output one to read from. Its
+    standard error is that of this process. Not by `sh`, whose fork of the whole interpreter is too slow for each layer.
     """
     import asyncio
 
@@ -134,9 +136,9 @@ async def start_worker(
 class _Program:
     """A program that a thread of its own starts and waits for.
 
-    A signal's handler may raise, in the main thread and between any two of its instructions. Inside of `sh` that would
-    leave a program that nobody kills, and threads that nobody ends. And `sh` looks ten times a second whether its own
-    time limit has come, which makes every program take a tenth of a second.
+    The handler of a signal may raise in the main thread, between any two instructions. Inside of `sh` that would leave
+    a program that is never killed, and threads that never end. And `sh` checks its own time limit ten times a second
+    only, so that every program would take a tenth of a second.
     """
 
     def __init__(self, start: Callable[[], Any]) -> None:
@@ -146,25 +148,28 @@ class _Program:
         self._ended: Future[Any] = Future()
 
     def run(self, seconds: float) -> Any:
-        """Raises what `sh` does, TimeoutError, or what else ends our waiting; then the program is killed first."""
+        """Run it and return its result. Raise what `sh` raises, TimeoutError, or what a signal's handler raises.
+
+        Whatever ends the wait, the program is killed first.
+        """
         try:
             threading.Thread(target=self._work, name="program", daemon=True).start()
             self._await_end(time.monotonic() + seconds)
             return self._ended.result()
         except BaseException:
-            # Taken by us, the lock keeps a thread that was only just made from starting anything.
+            # If the thread has not begun, this takes the lock, without which it starts nothing.
             if not self._begun.acquire(blocking=False) and not self._ended.done():
                 with suppress(Exception):
                     self._running.result().kill()
-                wait([self._ended], _DYING_SECONDS)
+                wait([self._ended], _KILL_SECONDS)
             raise
 
     def _await_end(self, until: float) -> None:
-        # A signal that comes just before a wait begins does not end that wait, but is heard before the next.
+        # A signal that comes just before a wait begins does not end that wait; its handler runs before the next.
         while not self._ended.done():
             if (left := until - time.monotonic()) <= 0:
                 raise TimeoutError
-            wait([self._ended], min(left, _DEAF_SECONDS))
+            wait([self._ended], min(left, _LONGEST_WAIT_SECONDS))
 
     def _work(self) -> None:
         if not self._begun.acquire(blocking=False):
@@ -180,5 +185,5 @@ class _Program:
 
 
 def _before_exec() -> None:
-    priority.take_turns()
+    priority.reset_priority()
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)

@@ -1,7 +1,7 @@
 """Tables and status lines of the thin-pool and thin targets.
 
-Source: Documentation/admin-guide/device-mapper/thin-provisioning.rst and drivers/md/dm-thin.c. A table counts in
-sectors, here everything is bytes.
+Source: Documentation/admin-guide/device-mapper/thin-provisioning.rst and drivers/md/dm-thin.c. Tables have sectors;
+the values here are in bytes.
 """
 
 from collections.abc import Sequence
@@ -19,11 +19,11 @@ MAX_METADATA_SIZE = 255 * 16320 * METADATA_BLOCK
 """Bytes of metadata that the kernel can use: 255 bitmaps of 16320 blocks, 15.9 GiB."""
 
 _COMMIT_RESERVE = 4096
-"""Metadata blocks that the kernel keeps for its own commits, at most a tenth of the device (THIN_METADATA reserve)."""
+"""Metadata blocks that the kernel reserves for its own commits, at most a tenth of the device (dm-thin-metadata.c)."""
 
 
 class PoolMode(StrEnum):
-    """What a pool can do now."""
+    """The mode of a pool, in the words of its status line."""
 
     READ_WRITE = "rw"
     READ_ONLY = "ro"
@@ -43,7 +43,7 @@ class PoolFeature(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class PoolTable:
-    """The one line of a thin-pool table. Sizes in bytes, `low_water` in data blocks, devices as `major:minor`."""
+    """The table of a pool: one thin-pool target. Sizes in bytes, `low_water` in blocks, devices as `major:minor`."""
 
     size: int
     metadata_device: str
@@ -53,6 +53,7 @@ class PoolTable:
     features: tuple[str, ...] = (PoolFeature.SKIP_BLOCK_ZEROING,)
 
     def target(self) -> Target:
+        """Return the line of the table."""
         text = f"{self.metadata_device} {self.data_device} {self.block_size // SECTOR} {self.low_water}"
         if self.features:
             text += f" {len(self.features)} {' '.join(self.features)}"
@@ -60,6 +61,7 @@ class PoolTable:
 
     @classmethod
     def parse(cls, table: Sequence[Target]) -> "PoolTable":
+        """Return what a live table says. Raise KernelError if it is not a pool's."""
         target = _only(table, "thin-pool")
         metadata, data, block, low_water, *rest = target.text.split()
         features = tuple(rest[1 : 1 + int(rest[0])]) if rest else ()
@@ -68,17 +70,19 @@ class PoolTable:
 
 @dataclass(frozen=True, slots=True)
 class ThinTable:
-    """The one line of a thin volume's table; `size` in bytes."""
+    """The table of a volume, one thin target. `size` in bytes, the device as `major:minor`."""
 
     size: int
     pool_device: str
     device_id: int
 
     def target(self) -> Target:
+        """Return the line of the table."""
         return Target(0, self.size // SECTOR, "thin", f"{self.pool_device} {self.device_id}")
 
     @classmethod
     def parse(cls, table: Sequence[Target]) -> "ThinTable":
+        """Return what a live table says. Raise KernelError if it is not a volume's."""
         target = _only(table, "thin")
         pool, device_id, *_ = target.text.split()
         return cls(target.length * SECTOR, pool, int(device_id))
@@ -86,9 +90,9 @@ class ThinTable:
 
 @dataclass(frozen=True, slots=True)
 class PoolStatus:
-    """Every field of a thin-pool's status line; a pool in mode `fail` tells nothing but that.
+    """Every field of a pool's status line. That of a pool in mode `fail` has only the mode.
 
-    Metadata counts are the kernel's own, commit reserve included: `metadata_reserve` says how much of them that is.
+    `metadata_used_blocks` is the kernel's count, in which the reserve for its own commits is used.
     """
 
     mode: PoolMode
@@ -105,16 +109,17 @@ class PoolStatus:
 
     @property
     def metadata_reserve_blocks(self) -> int:
-        """Blocks that look used in an empty pool: min(4096, a tenth), but never more than are reported."""
+        """The reserve, which counts as used even in an empty pool: 4096 blocks or a tenth, whichever is less."""
         return min(_COMMIT_RESERVE, self.metadata_total_blocks // 10, self.metadata_used_blocks)
 
     @property
     def metadata_net_used_blocks(self) -> int:
-        """Metadata blocks that hold something."""
+        """The metadata blocks in use, without the reserve."""
         return self.metadata_used_blocks - self.metadata_reserve_blocks
 
     @classmethod
     def parse(cls, status: Sequence[Target]) -> "PoolStatus":
+        """Return what a status line says. Raise KernelError if it is not a pool's."""
         fields = _only(status, "thin-pool").text.split()
         if fields in (["Fail"], ["Error"]):
             return cls(PoolMode.FAIL)
@@ -137,17 +142,18 @@ class PoolStatus:
 
 @dataclass(frozen=True, slots=True)
 class ThinStatus:
-    """A thin volume's status in bytes; None where the pool cannot tell (it failed, or has no live table)."""
+    """A volume's status in bytes, None where the pool has failed or has no live table."""
 
     mapped: int | None
     highest_mapped: int | None
 
     @classmethod
     def parse(cls, status: Sequence[Target]) -> "ThinStatus":
+        """Return what a status line says. Raise KernelError if it is not a volume's."""
         fields = _only(status, "thin").text.split()
         if len(fields) != 2:
             return cls(None, None)
-        # The kernel names the highest mapped sector; its end is what a person wants.
+        # The kernel gives the number of the highest mapped sector, and the size up to its end is wanted.
         highest = 0 if fields[1] == "-" else (int(fields[1]) + 1) * SECTOR
         return cls(int(fields[0]) * SECTOR, highest)
 
@@ -155,5 +161,5 @@ class ThinStatus:
 def _only(targets: Sequence[Target], kind: str) -> Target:
     if len(targets) != 1 or targets[0].type != kind:
         found = ", ".join(target.type for target in targets) or "no table"
-        raise KernelError(f"a device that should be one {kind} target is: {found}")
+        raise KernelError(f"expected a device with one {kind} target, found: {found}")
     return targets[0]

@@ -1,7 +1,7 @@
-"""udev through pyudev: whether its daemon runs, and waiting for a block device that is still to come.
+"""udev through pyudev: whether its daemon runs, and waiting for a block device that appears late.
 
-Nothing on a container's path waits for udev: nodes are devtmpfs's, and the events of those volumes tell the rules to
-leave them alone (`devicemapper.UdevRules`).
+Nothing on a container's path waits for udev: devtmpfs makes the nodes, and the events of those volumes carry flags that
+make udev's rules ignore them (`devicemapper.UdevRules`).
 """
 
 import time
@@ -14,14 +14,14 @@ _RECEIVE_BUFFER = 1 << 20
 
 
 def is_running() -> bool:
-    """Whether systemd-udevd answers in this system."""
+    """Return whether systemd-udevd runs."""
     return Path("/run/udev/control").exists()
 
 
 def wait_for_block_device(path: Path, timeout: float) -> None:
-    """Return once `path` is a block device, as at boot, when a disk may come later than we do.
+    """Return once `path` is a block device: at boot a disk may appear later than this process.
 
-    Raises Unavailable after `timeout` seconds.
+    Raise Unavailable after `timeout` seconds.
     """
     if block.is_block_device(path):
         return
@@ -32,9 +32,9 @@ def wait_for_block_device(path: Path, timeout: float) -> None:
     monitor.set_receive_buffer_size(_RECEIVE_BUFFER)
     monitor.start()
     deadline = time.monotonic() + timeout
-    # Looking again after the monitor listens closes the gap in which the device could have come unseen.
+    # The device may have appeared before the monitor listened, so it is looked for again first.
     while not block.is_block_device(path):
         left = deadline - time.monotonic()
         if left <= 0:
-            raise Unavailable(f"the block device {path} did not come within {timeout:g} s", hint="check its path")
+            raise Unavailable(f"the block device {path} did not appear within {timeout:g} s", hint="check its path")
         monitor.poll(min(left, 1.0))

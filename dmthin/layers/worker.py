@@ -65,7 +65,7 @@ def main(arguments: list[str]) -> int:
         job, report = parse_job(arguments[0])
     except InvalidValue as error:
         sys.exit(str(error))
-    priority.take_turns()  # a daemon that hurries has started us
+    priority.reset_priority()  # the daemon that has started this process may have raised its own
     answer: dict[str, object]
     try:
         answer = {"size": _run(job, report)}
@@ -87,7 +87,7 @@ def _run(job: Job, report: int) -> int:
     stream = ByteStream(RawInput(_Input(), job.name))
     if job.verb is Verb.APPLY:
         stream.prepare()
-    namespace.shut_in(job.descriptors(report))
+    namespace.confine(job.descriptors(report))
     _heed_failpoint()
     match job.verb:
         case Verb.APPLY:

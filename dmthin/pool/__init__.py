@@ -1,1 +1,1 @@
-"""Thin pools and their volumes on a real kernel: what is there now, not what it is for (that is the store's)."""
+"""Thin pools and their volumes as the kernel has them. What a volume is for, only the store knows."""

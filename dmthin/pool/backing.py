@@ -1,7 +1,6 @@
-"""The two devices below a pool: a sparse file under a loop device, or a block device of the administrator's.
+"""The two devices below a pool: a sparse file with a loop device, or a block device of the administrator's.
 
-A third kind, a part of a disk, is in `dmthin.pool.diskpart`. What a dry run prints of them is here too: the same steps
-as commands.
+A third kind, a part of a disk, is in `dmthin.pool.diskpart`. Each kind also gives its steps as commands, for dry runs.
 """
 
 import shlex
@@ -19,76 +18,83 @@ _DEVICE_WAIT_SECONDS = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Backing(ABC):
-    """One device of a pool; `path` is the file or the disk that holds it."""
+    """The data or the metadata device of a pool; `path` is the file or the disk that holds it."""
 
     path: Path
     is_file: ClassVar[bool] = False
 
     @abstractmethod
     def attach(self) -> str:
-        """The device as `major:minor`, made if there is none yet. Raises Unavailable where its place is missing."""
+        """Return the device as `major:minor`, made if there is none yet.
+
+        Raise Unavailable if its file or disk is missing, AlreadyExists if another store has a device of its name,
+        NotFound, NotPermitted and KernelError as the kernel says.
+        """
 
     @abstractmethod
     def detach(self) -> None:
-        """Take away what `attach` made; nothing to do where that is not there."""
+        """Remove what `attach` made, if it is there. Raise InUse or TimeLimit if it is open, KernelError."""
 
     @abstractmethod
     def attached_number(self) -> str | None:
-        """`major:minor` if the device is there now."""
+        """Return `major:minor`, None if the device is not there now."""
 
     @abstractmethod
     def is_at(self, number: str) -> bool:
-        """Whether the device with this `major:minor` is this one; quick, for it looks at no other."""
+        """Return whether the device with this `major:minor` is this one. Fast: it looks at no other device."""
 
     @abstractmethod
     def node(self) -> Path:
-        """The device's node. Raises NotFound while it is not attached."""
+        """Return the device's node. Raise NotFound if it is not attached."""
 
     @abstractmethod
     def size(self) -> int:
-        """Bytes of it now, attached or not."""
+        """Return its size in bytes, attached or not. Raise NotFound, NotPermitted."""
 
     @abstractmethod
     def limit(self) -> int | None:
-        """Bytes that it can have at most; None where only the host's file system knows."""
+        """Return the bytes that it can have at most, None if the host's file system limits it. Raise NotFound."""
 
     @abstractmethod
     def grow(self, length: int) -> None:
-        """Let the device show at least `length` bytes. Safe to repeat. Raises InvalidValue beyond the limit."""
+        """Grow the device to at least `length` bytes. Safe to repeat.
+
+        Raise InvalidValue beyond the limit, NoDataSpace if the host's file system has no files that large, NotFound.
+        """
 
     def require_room(self, length: int) -> None:
-        """Raise InvalidValue if it cannot have so many bytes."""
+        """Raise InvalidValue if it cannot have so many bytes, NotFound if it is not there."""
         limit = self.limit()
         if limit is not None and length > limit:
             raise InvalidValue(f"{self.path} has only {format_exact(limit)}", hint="grow the device first")
 
     def allocated(self) -> int:
-        """Bytes that it takes from what lies below."""
+        """Return the bytes that it occupies on its file system or disk."""
         return self.size()
 
     def make(self, length: int) -> None:  # noqa: B027  only a file is not there already
-        """Make what is to hold `length` bytes. AlreadyExists if it is there already."""
+        """Make the file for `length` bytes. Raise AlreadyExists if it is there already, NoDataSpace, NotPermitted."""
 
     def make_plan(self, length: int) -> list[str]:
-        """`make` as commands."""
+        """Return `make` as commands."""
         return []
 
     @abstractmethod
     def attach_plan(self) -> tuple[list[str], str]:
-        """`attach` as commands, and the word that names the device in a table."""
+        """Return `attach` as commands, and the word that names the device in a table."""
 
     def detach_plan(self) -> list[str]:
-        """`detach` as commands."""
+        """Return `detach` as commands."""
         return []
 
     def grow_plan(self, length: int) -> list[str]:
-        """`grow` as commands."""
+        """Return `grow` as commands."""
         return []
 
 
 @dataclass(frozen=True, slots=True)
 class SparseFile(Backing):
-    """A file of the store's own, under a loop device."""
+    """A sparse file of the store's own, with a loop device."""
 
     is_file = True
 
@@ -154,12 +160,12 @@ class BlockDevice(Backing):
     """A whole block device of the administrator's."""
 
     def attach(self) -> str:
-        """As for all; a device that is still to come has 10 seconds."""
+        """Wait for the device up to 10 seconds, as it may appear late at boot. Raise Unavailable after that."""
         udev.wait_for_block_device(self.path, _DEVICE_WAIT_SECONDS)
         return block.number(self.path)
 
     def detach(self) -> None:
-        """It is not ours to take away."""
+        """Do nothing: the device is the administrator's."""
 
     def attached_number(self) -> str | None:
         return block.number(self.path) if block.is_block_device(self.path) else None

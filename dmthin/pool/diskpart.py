@@ -1,7 +1,7 @@
-"""A disk that a pool has for itself: a part for the metadata and a part for the data, each a linear device on it.
+"""A whole disk for a pool: one region for the metadata and one for the data, each with a linear device on it.
 
-The metadata begins with the disk, so the disk's own first block tells what it holds. Each part begins smaller than its
-region of the disk and grows to the end of that, which takes no more than a longer table.
+The metadata's region is the first, so that the disk's first block shows what the disk holds. Each linear device begins
+smaller than its region. It can grow to the region's end, which takes no more than a longer table.
 """
 
 import shlex
@@ -21,41 +21,41 @@ from dmthin.units import MIB, SECTOR, format_exact, round_up
 
 _LEAST_METADATA = 2 * MIB
 _METADATA_GROWTH = 3
-"""How many times what it begins with the metadata may get of the disk's spare, at most."""
+"""The share of the metadata in the rest of the disk, at most, as a multiple of the size that it begins with."""
 
 
 @dataclass(frozen=True, slots=True)
 class Division:
-    """How a disk is divided, in bytes: the metadata's region ends and the data's begins at `border`."""
+    """How a disk is divided, in bytes: the metadata's region ends, and the data's begins, at `metadata_end`."""
 
-    border: int
+    metadata_end: int
     metadata_size: int
     data_size: int
 
 
 def divide(size: int, data_percent: int, metadata_percent: int, block_size: int) -> Division:
-    """Divide a disk of `size` bytes for a pool of this block size. Raises InvalidValue for a disk that is too small.
+    """Return how to divide a disk of `size` bytes for a pool of this block size. Raise InvalidValue if it is too small.
 
-    Both begin with their percent of it. Of what is spare the metadata gets a half, but no more than three times what it
-    begins with nor more than the kernel can use; the rest is the data's.
+    Data and metadata each begin with their percentage. The metadata's region gets half of the rest in addition, but no
+    more than three times what the metadata begins with, and no more than the kernel can use.
     """
     metadata_size = max(_LEAST_METADATA, min(size * metadata_percent // 100, MAX_METADATA_SIZE) // MIB * MIB)
-    spare = size * (100 - data_percent - metadata_percent) // 100
-    most = min(metadata_size + min(spare // 2, _METADATA_GROWTH * metadata_size), MAX_METADATA_SIZE)
-    border = round_up(most, max(MIB, block_size))
-    data_size = min(size * data_percent // 100, size - border) // block_size * block_size
+    rest = size * (100 - data_percent - metadata_percent) // 100
+    most = min(metadata_size + min(rest // 2, _METADATA_GROWTH * metadata_size), MAX_METADATA_SIZE)
+    metadata_end = round_up(most, max(MIB, block_size))
+    data_size = min(size * data_percent // 100, size - metadata_end) // block_size * block_size
     if data_size < block_size:
         raise InvalidValue(f"a disk of {format_exact(size)} is too small for a pool", hint="give a larger one")
-    return Division(border, metadata_size, data_size)
+    return Division(metadata_end, metadata_size, data_size)
 
 
 @dataclass(frozen=True, slots=True)
 class DiskPart(Backing):
-    """A part of the disk `path` as a linear device: `length` bytes from `offset` on, which grow up to `end`.
+    """A part of the disk `path` as a linear device: `length` bytes from `offset` on, which can grow up to `end`.
 
-    Without `end` it may take what the disk has, also when that has grown. `what` it holds is for messages. The device
-    is made by ioctl and not by dmsetup, because only so udev can be told to leave it alone: the data of a pool may
-    begin with a block that looks like a file system's.
+    Without `end` it can grow to the end of the disk, also when the disk itself has grown. `what` names the content in
+    messages. The device is made by ioctl and not by dmsetup, which cannot set the flags that keep udev's rules away
+    from it: the data of a pool may begin with a block that looks like a file system's.
     """
 
     what: str
@@ -66,7 +66,7 @@ class DiskPart(Backing):
     end: int | None = None
 
     def attach(self) -> str:
-        """The linear device, made or set right. AlreadyExists if that of another store has its name."""
+        """Make the linear device, or give it the right table. Raise AlreadyExists if another store has its name."""
         table = self._table(BlockDevice(self.path).attach(), self.length)
         with IoctlDeviceMapper() as dm:
             try:
@@ -82,7 +82,7 @@ class DiskPart(Backing):
             return dm.resume(self.name).number if info.suspended else info.number
 
     def detach(self) -> None:
-        """Remove the linear device. InUse, after a moment's patience, while somebody has it open."""
+        """Remove the linear device, if it is there. Raise InUse if it is open, and not for a moment only."""
         with IoctlDeviceMapper() as dm:
             if self._info(dm) is not None:
                 with suppress(NotFound):
@@ -113,7 +113,7 @@ class DiskPart(Backing):
         if length > self.limit():
             raise InvalidValue(
                 f"{self.path} has room for only {format_exact(self.limit())} of {self.what}",
-                hint="grow the disk first" if self.end is None else "the rest of it is kept for data",
+                hint="grow the disk first" if self.end is None else "the rest of it is for the data",
             )
 
     def grow(self, length: int) -> None:
@@ -138,7 +138,7 @@ class DiskPart(Backing):
         return [Target(0, length // SECTOR, "linear", f"{disk} {self.offset // SECTOR}")]
 
     def _info(self, dm: IoctlDeviceMapper) -> DeviceInfo | None:
-        """The device, if it is there and this store's."""
+        """Return the state of the device, None if it is not there or another store's."""
         try:
             info = dm.info(self.name)
         except NotFound:

@@ -1,8 +1,8 @@
-"""The data space map of a pool: which of its blocks nobody uses. A reader of the kernel's own format.
+"""The data space map of a pool, which says which of its blocks are free: a reader of the kernel's own format.
 
-Source: drivers/md/dm-thin-metadata.c and drivers/md/persistent-data/ (little endian, blocks of 4 KiB). It reads past
-the page cache, which does not see what the kernel writes to a live metadata device, and it is right only while the pool
-is suspended: a suspend commits, and nothing is allocated until the resume.
+Source: drivers/md/dm-thin-metadata.c and drivers/md/persistent-data/ (little endian, blocks of 4 KiB). It reads with
+O_DIRECT, since the page cache does not see what the kernel writes to a live metadata device. What it reads is right
+only while the pool is suspended: a suspend commits, and nothing is allocated until the resume.
 """
 
 import mmap
@@ -20,7 +20,7 @@ from dmthin.os_errors import os_failure
 from dmthin.units import METADATA_BLOCK
 
 ENTRIES_PER_BITMAP = (METADATA_BLOCK - 16) * 4
-"""Data blocks that one bitmap block tells of: two bits for each."""
+"""Data blocks in one bitmap block, at two bits each."""
 
 _MAGIC = 27022010
 _BTREE_SALT = 121107
@@ -28,7 +28,7 @@ _BITMAP_SALT = 240779
 _SUPERBLOCK_SALT = 160774
 _INTERNAL = 1
 _USED = tuple(bytes(byte >> shift & 3 for shift in (0, 2, 4, 6)) for byte in range(256))
-"""The four entries of a byte of a bitmap, one to a byte; 0 is free."""
+"""The four entries of each byte of a bitmap, one to a byte; 0 is free."""
 
 
 class _Superblock(NamedTuple):
@@ -100,22 +100,23 @@ _KEY = 8
 
 @dataclass(frozen=True, slots=True)
 class Index:
-    """Where the space map's bitmaps are: `bitmaps[i]` is the metadata block for data blocks i * 16320 and on."""
+    """The bitmaps of the space map: `bitmaps[i]` is the metadata block for the data blocks from i * 16320 on."""
 
     data_blocks: int
     bitmaps: tuple[int, ...]
 
 
 def is_metadata(path: Path) -> bool:
-    """Whether a device or file begins with a thin-pool superblock."""
+    """Return whether a device or file begins with a thin-pool superblock. Raise NotFound, NotPermitted."""
     head = block.read(path, METADATA_BLOCK)
     return len(head) == METADATA_BLOCK and _SUPERBLOCK.unpack(head).magic == _MAGIC
 
 
 class SpaceMap:
-    """An open metadata device. Raises NeedsRepair for a block that is not what it should be."""
+    """An open metadata device."""
 
     def __init__(self, metadata: Path) -> None:
+        """Open it. Raise NotFound, NotPermitted."""
         self._path = metadata
         try:
             self._fd = os.open(metadata, os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
@@ -124,6 +125,7 @@ class SpaceMap:
         self._page = mmap.mmap(-1, METADATA_BLOCK)  # aligned, as O_DIRECT asks
 
     def close(self) -> None:
+        """Close the device."""
         os.close(self._fd)
         self._page.close()
 
@@ -134,7 +136,7 @@ class SpaceMap:
         self.close()
 
     def index(self) -> Index:
-        """The place of every bitmap, from the superblock on."""
+        """Return the place of every bitmap. Raise NeedsRepair for damaged metadata, or none."""
         superblock = _SUPERBLOCK.unpack(self._read(0, _SUPERBLOCK_SALT))
         if superblock.magic != _MAGIC:
             raise NeedsRepair(f"{self._path} holds no thin-pool metadata")
@@ -143,7 +145,10 @@ class SpaceMap:
         return Index(root.blocks, tuple(entry.block for entry in entries))
 
     def free_ranges(self, index: Index, number: int, at_least: int) -> Iterator[tuple[int, int]]:
-        """The runs of free data blocks (first, count) in one bitmap, of `at_least` blocks or more, as it is now."""
+        """Yield the runs of free data blocks (first, count) in one bitmap, of `at_least` blocks or more, as it is now.
+
+        Raise NeedsRepair for a damaged bitmap.
+        """
         bits = self._read(index.bitmaps[number], _BITMAP_SALT)[_HEADER.size :]
         first = number * ENTRIES_PER_BITMAP
         used = b"".join(map(_USED.__getitem__, bits))[: max(0, index.data_blocks - first)]
@@ -171,7 +176,7 @@ class SpaceMap:
                 yield value
 
     def _read(self, block: int, salt: int) -> bytes:
-        """One metadata block, verified by its checksum and by the position that it carries."""
+        """Return a metadata block, verified by its checksum and by its own number in it. Raise NeedsRepair."""
         try:
             got = os.preadv(self._fd, [self._page], block * METADATA_BLOCK)
         except OSError as error:
@@ -197,7 +202,7 @@ _CRC_TABLE = _crc_table()
 
 
 def _crc32c(data: bytes) -> int:
-    """The Castagnoli checksum as the kernel's metadata has it: seeded with ones, not inverted at the end."""
+    """Return the Castagnoli checksum as the kernel's metadata has it: seeded with ones, not inverted at the end."""
     crc, table = 0xFFFFFFFF, _CRC_TABLE
     for byte in data:
         crc = table[(crc ^ byte) & 0xFF] ^ crc >> 8

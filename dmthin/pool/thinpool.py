@@ -1,7 +1,7 @@
-"""A thin-pool target: messages that are verified, activation, growth.
+"""A thin-pool target: activation, growth, and messages that are verified.
 
 Source of the rules: Documentation/admin-guide/device-mapper/thin-provisioning.rst. The kernel ignores the result of
-the commit that follows a message, so each message is followed by a look at the pool's mode.
+the commit that follows a message, so after each message the pool's mode is checked.
 """
 
 from collections.abc import Iterator
@@ -16,7 +16,10 @@ _REPAIR_HINT = "run: dmthin pool deactivate, then thin_check --clear-needs-check
 
 
 class ThinPool:
-    """The pool of one name. `dm` carries messages and status, `builder` the rare changes of its table."""
+    """The pool of one name. `dm` is for messages and status, `builder` for the rare changes of its table.
+
+    Every method raises Unavailable (no device-mapper), NotPermitted and KernelError as well.
+    """
 
     def __init__(self, name: str, uuid: str, dm: DeviceMapper, builder: DeviceBuilder) -> None:
         self.name = name
@@ -25,61 +28,68 @@ class ThinPool:
         self._builder = builder
 
     def info(self) -> DeviceInfo | None:
-        """The pool's device, None while it is not active."""
+        """Return the state of the pool's device, None if it is not active."""
         try:
             return self._dm.info(self.name)
         except NotFound:
             return None
 
     def is_active(self) -> bool:
-        """Whether the pool has a live table."""
+        """Return whether the pool has a live table."""
         info = self.info()
         return info is not None and info.live_table
 
     def status(self) -> PoolStatus:
-        """The status now, without a commit, so it may lag by a second and never blocks."""
+        """Return the status without a commit: it never blocks, and may lag by a second. Raise NotFound."""
         return PoolStatus.parse(self._dm.status(self.name))
 
     def table(self) -> PoolTable:
-        """The live table."""
+        """Return the live table. Raise NotFound."""
         return PoolTable.parse(self._dm.table(self.name))
 
     def activate(self, table: PoolTable) -> DeviceInfo:
-        """Bring the pool up with `table`; an empty device left by a process that died is completed."""
+        """Activate the pool with `table`, or complete a device without one that a process that died has left.
+
+        Raise AlreadyExists if the device of this name is not this pool's, InUse if another pool has its devices.
+        """
         info = self.info()
         if info is None:
             return self._builder.create(self.name, self.uuid, [table.target()])
         if info.uuid != self.uuid:
-            raise AlreadyExists(f"the device {self.name} is somebody else's", hint=f"see: dmsetup info {self.name}")
+            raise AlreadyExists(f"the device {self.name} is not this pool's", hint=f"see: dmsetup info {self.name}")
         if not info.live_table:
             return self.reload(table)
         return self._builder.resume(self.name) if info.suspended else info
 
     def reload(self, table: PoolTable) -> DeviceInfo:
-        """Replace the table of the live pool; I/O pauses meanwhile. The caller has seen that nothing shrinks.
+        """Replace the table of the live pool, whose I/O is suspended for a moment. The caller checks that it grows.
 
-        The table is loaded before the pause, because building it allocates memory, which must not wait for our I/O.
+        The table is loaded before the suspend: that allocates memory, which must not wait for I/O of this pool. Raise
+        NotFound.
         """
         self._builder.load(self.name, [table.target()])
         return self._builder.resume(self.name)
 
     def deactivate(self) -> None:
-        """Take the pool down. InUse while a volume is active; fine if it is down."""
+        """Deactivate the pool, if it is active. Raise InUse while a volume is active."""
         if self.info() is not None:
             self._builder.remove(self.name)
 
     def create_thin(self, device_id: int) -> None:
-        """Make an empty volume. AlreadyExists if the id is in use."""
+        """Make an empty volume. Raise AlreadyExists if the pool has the id, NeedsRepair, NoMetadataSpace, NotFound."""
         self._change(f"create_thin {device_id}")
 
     def create_snap(self, device_id: int, origin_id: int) -> None:
-        """Make a snapshot of a volume that is inactive or suspended. AlreadyExists, NotFound (no such origin)."""
+        """Make a snapshot of a volume that is inactive or suspended.
+
+        Raise AlreadyExists if the pool has the id, NotFound if it has no such origin, NeedsRepair, NoMetadataSpace.
+        """
         self._change(f"create_snap {device_id} {origin_id}")
 
     def delete(self, device_id: int) -> bool:
-        """Delete an inactive volume: False if there was none, which a repeated deletion takes for success.
+        """Delete an inactive volume. Return False if there was none, which is a success where this is repeated.
 
-        InUse while a device has it.
+        Raise InUse if it is active, NeedsRepair, NoMetadataSpace.
         """
         try:
             self._change(f"delete {device_id}")
@@ -88,15 +98,17 @@ class ThinPool:
         return True
 
     def set_transaction_id(self, current: int, new: int) -> None:
-        """Move the id that the pool keeps for its manager; refused unless it is `current`."""
+        """Change the transaction id, which the pool keeps for its manager.
+
+        Raise KernelInvalid unless it is `current`, NeedsRepair, NoMetadataSpace, NotFound.
+        """
         self._change(f"set_transaction_id {current} {new}")
 
     @contextmanager
     def metadata_snapshot(self) -> Iterator[int]:
-        """Hold a consistent view of the metadata for readers of a live pool; its block number in the metadata device.
+        """Hold a metadata snapshot, a consistent view for readers of a live pool; yield its block number.
 
-        There is one per pool and the caller holds the lock for it, so one that is there already is a dead reader's.
-        It costs copies of metadata while it is held: seconds, not minutes.
+        Raise what `hold_metadata` raises.
         """
         try:
             yield self.hold_metadata()
@@ -104,7 +116,12 @@ class ThinPool:
             self.release_metadata()
 
     def hold_metadata(self) -> int:
-        """Begin what `metadata_snapshot` does; `release_metadata` ends it."""
+        """Take the pool's metadata snapshot, and return its block number in the metadata device.
+
+        There is one per pool, and the caller holds the lock for it: one that is there already was left by a reader that
+        died. While it is held, changes copy metadata blocks, so hold it for seconds. `release_metadata` ends it. Raise
+        NeedsRepair, NoMetadataSpace, NotFound.
+        """
         self.release_metadata()
         self._change("reserve_metadata_snap")
         root = self.status().held_metadata_root
@@ -113,19 +130,20 @@ class ThinPool:
         return root
 
     def release_metadata(self) -> None:
-        """Drop the metadata snapshot if there is one."""
+        """Release the metadata snapshot if there is one. Raise NeedsRepair, NoMetadataSpace, NotFound."""
         if self.status().held_metadata_root is not None:
             self._change("release_metadata_snap")
 
     def require_usable(self, status: PoolStatus) -> None:
-        """Raise NeedsRepair for a pool that cannot even be read."""
+        """Raise NeedsRepair for a pool that has failed: it cannot even be read."""
         if status.mode is PoolMode.FAIL:
             raise NeedsRepair(f"the pool {self.name} has failed", hint=_REPAIR_HINT)
 
     def require_writable(self, status: PoolStatus | None = None) -> PoolStatus:
-        """The status of a pool that takes messages; raises what stands in the way.
+        """Return the status of a pool that takes messages, by default its status now.
 
-        NeedsRepair (failed, read-only for damage), NoMetadataSpace (read-only for want of metadata blocks).
+        Raise NeedsRepair if it has failed, needs a check or is read-only, but NoMetadataSpace if it is read-only
+        because it has no free metadata block.
         """
         status = status or self.status()
         self.require_usable(status)
@@ -138,9 +156,9 @@ class ThinPool:
         return status
 
     def require_data_space(self, min_free_percent: int) -> PoolStatus:
-        """The status of a pool in which a new volume still has room, as dm.min_free_space asks.
+        """Return the status of a pool that has room for a new volume, as dm.min_free_space defines it.
 
-        Raises NoDataSpace, NoMetadataSpace besides what `require_writable` does.
+        Raise NoDataSpace, NoMetadataSpace, and NeedsRepair as `require_writable`.
         """
         status = self.require_writable()
         hint = "remove volumes, extend the pool (dmthin pool extend), or lower dm.min_free_space"
@@ -157,7 +175,7 @@ class ThinPool:
         return status
 
     def _change(self, text: str) -> None:
-        """Send a message and see that it is on the disk; the error says why the pool does not take it."""
+        """Send a message and check that the pool has committed it. Raise the reason if the pool does not take it."""
         try:
             self._dm.message(self.name, text)
         except NeedsRepair:

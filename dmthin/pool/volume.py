@@ -1,4 +1,4 @@
-"""A thin volume as a block device: activation, size, quiescing, removal."""
+"""A thin volume as a block device: activation, discards, quiescing, removal."""
 
 import errno
 import os
@@ -18,7 +18,10 @@ _DISCARD_STEP = 8 << 30
 
 
 class ThinVolume:
-    """The volume with one device id. `size` is in bytes: the pool does not keep it, the table tells it."""
+    """The volume with one device id. `size` is in bytes: the pool does not keep it, only the table has it.
+
+    Every method raises Unavailable (no device-mapper), NotPermitted and KernelError as well.
+    """
 
     def __init__(self, pool: ThinPool, device_id: int, size: int, name: str, uuid: str, dm: DeviceMapper) -> None:
         self.pool = pool
@@ -29,20 +32,24 @@ class ThinVolume:
         self._dm = dm
 
     def info(self) -> DeviceInfo | None:
-        """The volume's device, None while it is not active. AlreadyExists if it is another store's of that name."""
+        """Return the state of the volume's device, None if it is not active.
+
+        Raise AlreadyExists if the device of this name is another store's.
+        """
         try:
             info = self._dm.info(self.name)
         except NotFound:
             return None
-        if not self.uuid.startswith(info.uuid):  # made by hand from a dry run, it has the first part only
+        if not self.uuid.startswith(info.uuid):  # a device made from the commands of a dry run has its first part only
             hint = "a store that was copied cannot be used beside the original"
             raise AlreadyExists(f"the device {self.name} is held by another store", hint=hint)
         return info
 
     def activate(self, pool_number: str, *, read_only: bool = False) -> DeviceInfo:
-        """Make the block device; one that a process left half-made is completed. Safe to repeat.
+        """Make the block device, or complete one that a process that died has left. Safe to repeat.
 
-        `pool_number` is the pool device's `major:minor`. The table is the size that this object was given.
+        `pool_number` is the pool device's `major:minor`. The device gets this object's size. Raise AlreadyExists if the
+        device of this name is another store's, NotFound if the pool has no such volume, InUse.
         """
         table = [ThinTable(self.size, pool_number, self.device_id).target()]
         try:
@@ -59,10 +66,10 @@ class ThinVolume:
         return self._dm.resume(self.name)
 
     def deactivate(self, *, deferred: bool = False, patient: bool = True) -> bool:
-        """Remove the block device: False if it is left to its last user, which only `deferred` allows.
+        """Remove the block device. Return False if it is left to its last user, which only `deferred` allows.
 
-        A device that udev or blkid has open for a moment is tried again, if `patient`. Raises InUse, which names the
-        holders.
+        With `patient` a device that is open is tried again for a moment. Raise InUse, which names the holders, and what
+        `info` raises.
         """
         try:
             return retry_busy(lambda: self._dm.remove(self.name), attempts=ATTEMPTS if patient else 1)
@@ -74,17 +81,20 @@ class ThinVolume:
         return self._dm.remove(self.name, deferred=True)
 
     def busy(self) -> InUse:
-        """The error for a device that is open, with those who hold it."""
+        """Return the error for a device that is open, which names its holders. Raise what `info` raises."""
         info = self.info()
         who = holders.describe(info.dev) if info else ""
         return InUse(f"the volume's device {self.name} is in use by {who or 'something in the kernel'}")
 
     def status(self) -> ThinStatus:
-        """Mapped bytes; the volume must be active."""
+        """Return the mapped bytes of an active volume. Raise NotFound."""
         return ThinStatus.parse(self._dm.status(self.name))
 
     def discard_all(self) -> None:
-        """Give every block of an active volume that nobody uses back to the pool and to what lies below it."""
+        """Discard every block of an active volume, so that the pool, and the device below it, have them back.
+
+        Do nothing where the device takes no discards. Raise NotFound.
+        """
         info = self._dm.info(self.name)
         with block.opened(Path(info.node), os.O_WRONLY) as fd:
             for offset in range(0, self.size, _DISCARD_STEP):
@@ -96,20 +106,23 @@ class ThinVolume:
                     raise
 
     @contextmanager
-    def quiesced(self, keep: int = -1) -> Iterator[None]:
-        """Hold the volume's I/O, its file system consistent on the disk, while a snapshot is taken of it.
+    def quiesced(self, lock_fd: int = -1) -> Iterator[None]:
+        """Suspend the volume during the block, its file system frozen and consistent on the disk, for a snapshot of it.
 
-        Nothing to do for a volume that nobody has open: the last close has written out what there was (the kernel's
-        blkdev_put). A guard process resumes it should this process die meanwhile, and has `keep`, a descriptor, open
-        until it has. Those who may quiesce one volume at the same time take turns by a lock of their own.
+        A volume that is not open is not suspended: the last close has written out what there was (blkdev_put in the
+        kernel). A guard process resumes it if this process dies. Until it has, it keeps `lock_fd` open, the descriptor
+        of the suspend lock, by which callers exclude each other.
+
+        Raise TimeLimit if the device cannot be suspended, NoDataSpace if the pool is full, which would block the
+        suspend, NeedsRepair, NoMetadataSpace, and what `info` raises.
         """
         with ExitStack() as held:
             if (info := self.info()) and info.in_use:
                 self.pool.require_data_space(0)
                 try:
-                    held.enter_context(Guard(self.name, keep))
+                    held.enter_context(Guard(self.name, lock_fd))
                 except KernelError:
-                    # A device whose removal was deferred goes with its last user, just now for instance.
+                    # A device whose removal was deferred goes with its last user, perhaps just now.
                     if self.info() is not None:
                         raise
             yield

@@ -134,7 +134,7 @@ def _on_one_disk(record: StoreRecord, disk: DirectLvm, *, force: bool) -> StoreR
         metadata=str(disk.device),
         data_size=parts.data_size,
         metadata_size=parts.metadata_size,
-        border=parts.border,
+        metadata_end=parts.metadata_end,
     )
 
 

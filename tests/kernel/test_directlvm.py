@@ -102,7 +102,7 @@ def test_the_whole_life(scratch: Path, disk: Path, tree: Path) -> None:
     store = on_disk(scratch / "store", disk)
     record = store.ledger.store()
     assert sizes(store) == (1945 * MIB + 512 * KIB, 20 * MIB)
-    assert (record.block_size, record.border) == (512 * KIB, 61 * MIB)
+    assert (record.block_size, record.metadata_end) == (512 * KIB, 61 * MIB)
     assert store.options.discard is False
     number = block.number(disk)
     assert tables(store) == {
@@ -267,7 +267,7 @@ def test_growth_within_the_regions(direct: Store, scratch: Path) -> None:
     assert sizes(direct) == (1950 * MIB, 32 * MIB)
     for request, words in (
         ({"data_size": 1988 * MIB}, "has room for only 1987M of data: grow the disk first"),
-        ({"metadata_size": 62 * MIB}, "has room for only 61M of metadata: the rest of it is kept for data"),
+        ({"metadata_size": 62 * MIB}, "has room for only 61M of metadata: the rest of it is for the data"),
         ({"data_size": GIB}, "cannot shrink to 1G"),
     ):
         with pytest.raises(InvalidValue, match=words):

@@ -1,4 +1,4 @@
-"""Who goes first where processors are short. Here, since it takes a right that root has."""
+"""Scheduling priority. A kernel test, since raising it takes a right that root has."""
 
 import os
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -8,14 +8,14 @@ from dmthin.store.volumes.background import BackgroundQueue
 
 
 def niceness() -> int:
-    """That of the thread that asks."""
+    """The niceness of the calling thread."""
     return os.getpriority(os.PRIO_PROCESS, 0)
 
 
 def test_only_who_answers_goes_first() -> None:
     """The thread does; not this one, nor a program that it starts, nor what is done behind its callers."""
     with ThreadPoolExecutor(1) as threads:
-        threads.submit(priority.hurry).result()
+        threads.submit(priority.raise_priority).result()
         assert threads.submit(niceness).result() < 0
         assert niceness() == 0
         assert threads.submit(process.run, "nice").result().stdout == "0\n"

@@ -47,7 +47,7 @@ def test_a_device_of_the_same_name_is_not_taken_over(dm: IoctlDeviceMapper, scra
     with rigs.pool(dm, scratch) as rig:
         rig.down()
         dm.create(rig.pool.name, "SOMEBODY-else")
-        with pytest.raises(AlreadyExists, match="somebody else's"):
+        with pytest.raises(AlreadyExists, match="is not this pool's"):
             rig.up()
         dm.remove(rig.pool.name)
         rig.up()

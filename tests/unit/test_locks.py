@@ -72,12 +72,12 @@ def test_a_lock_is_given_back_though_a_child_has_its_descriptor(locks: Locks) ->
 
 def test_the_pool_is_shared_or_owned(locks: Locks) -> None:
     events: list[str] = []
-    shared = threading.Event()
+    shared = threading.Barrier(3)
     leave = threading.Event()
 
     def share() -> None:
         with locks.share_pool():
-            shared.set()
+            shared.wait()
             leave.wait()
             events.append("shared")
 

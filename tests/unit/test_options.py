@@ -195,19 +195,20 @@ def test_libdms_log_level_has_no_effect_and_says_so(level: str, caplog: pytest.L
 
 
 def test_a_disk_is_divided() -> None:
-    """Begins and borders by the rule: the spare is halved, but the metadata never gets more than four times its own."""
+    """What is left is halved, but the metadata never gets more than four times what it begins with."""
     assert divide(100 * GIB, 95, 1, 512 * KIB) == Division(3 * GIB, GIB, 95 * GIB)
     assert divide(100 * GIB, 50, 1, 512 * KIB) == Division(4 * GIB, GIB, 50 * GIB)
     assert divide(100 * GIB, 99, 1, 512 * KIB) == Division(GIB, GIB, 99 * GIB)
     assert divide(100 * GIB, 95, 1, GIB) == Division(3 * GIB, GIB, 95 * GIB)
     small = divide(64 * MIB, 95, 1, 512 * KIB)
-    assert (small.border, small.metadata_size) == (4 * MIB, 2 * MIB)
+    assert (small.metadata_end, small.metadata_size) == (4 * MIB, 2 * MIB)
     assert small.data_size == 60 * MIB
 
 
 def test_metadata_gets_no_more_than_the_kernel_uses() -> None:
     huge = divide(4 * TIB, 95, 1, 512 * KIB)
-    assert MAX_METADATA_SIZE - MIB < huge.metadata_size <= MAX_METADATA_SIZE <= huge.border < MAX_METADATA_SIZE + MIB
+    assert MAX_METADATA_SIZE - MIB < huge.metadata_size <= MAX_METADATA_SIZE
+    assert MAX_METADATA_SIZE <= huge.metadata_end < MAX_METADATA_SIZE + MIB
     assert huge.data_size == 4 * TIB * 95 // 100 // (512 * KIB) * (512 * KIB)
 
 
@@ -223,9 +224,9 @@ def test_every_division_fits_its_disk(size: int, percents: tuple[int, int], unit
     except InvalidValue:
         assert size < 200 * (block_size + 4 * MIB)
         return
-    assert 2 * MIB <= made.metadata_size <= min(made.border, MAX_METADATA_SIZE)
-    assert made.border % MIB == 0 or made.border % block_size == 0
-    assert 0 < made.data_size <= size - made.border
+    assert 2 * MIB <= made.metadata_size <= min(made.metadata_end, MAX_METADATA_SIZE)
+    assert made.metadata_end % MIB == 0 or made.metadata_end % block_size == 0
+    assert 0 < made.data_size <= size - made.metadata_end
     assert made.data_size % block_size == 0
 
 

@@ -138,5 +138,5 @@ def test_a_thin_status(text: str, mapped: int | None, highest: int | None) -> No
 )
 def test_another_target_is_named(targets: list[Target], found: str) -> None:
     for parse in (PoolStatus.parse, PoolTable.parse, ThinStatus.parse, ThinTable.parse):
-        with pytest.raises(KernelError, match=f"is: {found}$"):
+        with pytest.raises(KernelError, match=f"found: {found}$"):
             parse(targets)

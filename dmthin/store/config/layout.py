@@ -57,15 +57,15 @@ class Layout:
         return self.work / str(device_id)
 
     def data(self, record: StoreRecord) -> Backing:
-        if not record.border:
+        if not record.metadata_end:
             return self._backing(record.data)
         names = self._names(record, "tdata")
-        return DiskPart(Path(record.data), "data", *names, record.border, record.data_size)
+        return DiskPart(Path(record.data), "data", *names, record.metadata_end, record.data_size)
 
     def metadata(self, record: StoreRecord) -> Backing:
-        if not record.border:
+        if not record.metadata_end:
             return self._backing(record.metadata)
-        names, end = self._names(record, "tmeta"), min(record.border, MAX_METADATA_SIZE)
+        names, end = self._names(record, "tmeta"), min(record.metadata_end, MAX_METADATA_SIZE)
         return DiskPart(Path(record.metadata), "metadata", *names, 0, record.metadata_size, end)
 
     def uuid(self, record: StoreRecord, what: str) -> str:

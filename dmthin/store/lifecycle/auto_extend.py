@@ -11,7 +11,7 @@ from dmthin.units import METADATA_BLOCK, round_up
 
 def policy_of(record: StoreRecord) -> DirectLvm | None:
     """Return the store's options for automatic extension, None if it has none."""
-    if not record.border:
+    if not record.metadata_end:
         return None
     direct = StorageOptions.from_pairs(parse_pairs(record.options)).direct
     return direct if direct is not None and direct.extends else None

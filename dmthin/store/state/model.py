@@ -160,8 +160,8 @@ class StoreRecord:
     may have more (0 for a pool that existed before). `data_target` and `metadata_target` (bytes) are set while the pool
     is being extended to them. `clean` is false while the pool is active.
 
-    With a `border` (bytes, else 0) data and metadata are parts of one disk: the metadata's region ends there and the
-    data's begins. `metadata_size` is then the bytes of the metadata's part, as `data_size` is the data's.
+    With a `metadata_end` (bytes, else 0) data and metadata are parts of one disk: the metadata's region ends there and
+    the data's begins. `metadata_size` is then the bytes of the metadata's part, as `data_size` is the data's.
     """
 
     uuid: str
@@ -177,7 +177,7 @@ class StoreRecord:
     data_target: int | None = None
     metadata_target: int | None = None
     metadata_size: int = 0
-    border: int = 0
+    metadata_end: int = 0
 
     @property
     def prefix(self) -> str:

@@ -9,6 +9,8 @@ STORE_COLUMNS = (
     "uuid, state, block_size, data, metadata, pool, options, generation, clean, data_size, data_target,"
     " metadata_target, metadata_size, border"
 )
+"""`border` is the column of `StoreRecord.metadata_end`."""
+
 VOLUME_COLUMNS = "device_id, name, kind, state, size, file_system, parent, created, uses, read_only"
 
 Row = tuple[object, ...]
@@ -63,14 +65,14 @@ def store_row(record: StoreRecord) -> Row:
         record.data_target,
         record.metadata_target,
         record.metadata_size,
-        record.border,
+        record.metadata_end,
     )
 
 
 def store_of(row: Row) -> StoreRecord:
     """Return the store's record that a row of STORE_COLUMNS describes. Raises KernelError for a damaged row."""
     uuid, state, block_size, data, metadata, pool, options, generation, clean, data_size, *growth = row
-    data_target, metadata_target, metadata_size, border = growth
+    data_target, metadata_target, metadata_size, metadata_end = growth
     return StoreRecord(
         uuid=str(uuid),
         state=StoreState(str(state)),
@@ -85,7 +87,7 @@ def store_of(row: Row) -> StoreRecord:
         data_target=optional_integer(data_target),
         metadata_target=optional_integer(metadata_target),
         metadata_size=integer(metadata_size),
-        border=integer(border),
+        metadata_end=integer(metadata_end),
     )
 
 

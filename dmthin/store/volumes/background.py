@@ -94,7 +94,7 @@ class BackgroundQueue:
         return not self._waiting and not self._working
 
     def _serve(self) -> None:
-        priority.take_turns()  # callers have been answered already
+        priority.reset_priority()  # callers have been answered already
         while (action := self._next()) is not None:
             _run(action)
             with self._changed:
