@@ -170,7 +170,7 @@ TREE_READ: Context = {
     **RIGHTS,
     **dict.fromkeys(
         (errno.ESTALE, errno.ELOOP, errno.ENOTDIR, errno.ENXIO),
-        Meaning(InvalidValue, hint="let nothing write there"),
+        Meaning(InvalidValue, hint="stop writing to the tree"),
     ),
 }
 """For reading a tree that should not change meanwhile."""

@@ -1,1 +1,1 @@
-"""Archives and directories in, trees inside a volume out; nothing here knows pools or stores."""
+"""Tar archives and directory trees: reading, unpacking, comparing and writing. Independent of pools and stores."""

@@ -1,4 +1,4 @@
-"""Owners, extended attributes, modes and times for what is being unpacked."""
+"""Setting owners, extended attributes, modes and times of unpacked inodes."""
 
 import errno
 import logging
@@ -7,7 +7,7 @@ import os
 from dmthin.errors import InvalidValue, Unavailable
 from dmthin.kernel.openat import chmod_node
 from dmthin.layers.entry import Entry, EntryType, shown
-from dmthin.layers.nodes import through_proc
+from dmthin.layers.nodes import proc_path
 
 logger = logging.getLogger(__name__)
 
@@ -16,10 +16,10 @@ _INHERITED = ("system.posix_acl_access", "system.posix_acl_default")
 
 
 class AttributeSetter:
-    """Gives what was made the attributes of its entry: owners only if it is to keep them, which needs root.
+    """Sets the attributes of an entry on its inode; the owner only with `keep_owners`, which needs root.
 
-    Attributes that the file system or the kernel refuses are left out, with one warning for each name, as Docker
-    does. Both methods raise OSError, InvalidValue for an attribute that is too large, and Unavailable without /proc.
+    Extended attributes that the file system or the kernel does not support are skipped with one warning for each name,
+    as in Docker. Both methods raise OSError, InvalidValue (an attribute is too large) and Unavailable (no /proc).
     """
 
     def __init__(self, *, prefix: str, keep_owners: bool) -> None:
@@ -27,27 +27,28 @@ class AttributeSetter:
         self._keep_owners = keep_owners
         self._warned: set[str] = set()
 
-    def of_open(self, entry: Entry, fd: int, *, inherited: bool = False) -> None:
-        """For an open file or directory, its times left aside; `inherited` if it is new where lists are handed down.
+    def set_on_fd(self, entry: Entry, fd: int, *, inherited: bool = False) -> None:
+        """Set the attributes of an open file or directory, except its times.
 
-        In this order: chown takes capabilities and set-uid away.
+        `inherited` is whether it was created in a directory with a default access control list.
         """
+        # The owner comes first: chown(2) clears file capabilities and the set-uid bit.
         if self._keep_owners:
             os.fchown(fd, entry.uid, entry.gid)
         if inherited:
-            _disinherit(entry, fd)
+            _remove_inherited_acls(entry, fd)
         if entry.xattrs:
             self._xattrs(entry, fd)
         os.fchmod(fd, entry.mode)
 
-    def of_name(self, entry: Entry, parent_fd: int, name: bytes, *, inherited: bool = False) -> None:
-        """For a new link or node, which cannot be opened, its times included."""
+    def set_on_name(self, entry: Entry, parent_fd: int, name: bytes, *, inherited: bool = False) -> None:
+        """Set the attributes of a new link, device or fifo, which cannot be opened; its times included."""
         if self._keep_owners:
             os.chown(name, entry.uid, entry.gid, dir_fd=parent_fd, follow_symlinks=False)
         if inherited and entry.type is not EntryType.SYMLINK:
-            _disinherit(entry, through_proc(parent_fd, name))
+            _remove_inherited_acls(entry, proc_path(parent_fd, name))
         if entry.xattrs:
-            self._xattrs(entry, through_proc(parent_fd, name))
+            self._xattrs(entry, proc_path(parent_fd, name))
         if entry.type is not EntryType.SYMLINK:
             chmod_node(parent_fd, name, entry.mode)
         os.utime(name, ns=(entry.mtime_ns, entry.mtime_ns), dir_fd=parent_fd, follow_symlinks=False)
@@ -62,14 +63,16 @@ class AttributeSetter:
                 else:
                     os.setxattr(target, raw, value, follow_symlinks=False)
             except OSError as error:
-                if error.errno in (errno.ENOTSUP, errno.EPERM):  # as Docker does
+                if error.errno in (errno.ENOTSUP, errno.EPERM):  # skipped, as in Docker
                     if name not in self._warned and len(self._warned) < _WARNINGS:
                         self._warned.add(name)
-                        logger.warning("left out %s and its like: %s", what, error.strerror)
+                        logger.warning("skipped %s, and others of this name: %s", what, error.strerror)
                 elif error.errno == errno.ENOENT and isinstance(target, bytes):
-                    raise Unavailable(f"{what} cannot be set without /proc", hint="mount it") from error
-                elif error.errno in (errno.ENOSPC, errno.E2BIG, errno.ERANGE) and _has_room(target):
-                    # ext4 holds one block of attributes per file, and says "no space" beyond that.
+                    raise Unavailable(
+                        f"cannot set {what} without /proc", hint="run: mount -t proc proc /proc"
+                    ) from error
+                elif error.errno in (errno.ENOSPC, errno.E2BIG, errno.ERANGE) and _has_free_space(target):
+                    # ext4 has one block of attributes for a file, and returns ENOSPC when that is full.
                     raise InvalidValue(
                         f"{self._prefix}{what} is too large for this file system: {len(value)} bytes"
                     ) from error
@@ -77,8 +80,8 @@ class AttributeSetter:
                     raise
 
 
-def _disinherit(entry: Entry, target: int | bytes) -> None:
-    """Take away the access control lists that the directory above gave, if the entry has none of its own."""
+def _remove_inherited_acls(entry: Entry, target: int | bytes) -> None:
+    """Remove the access control lists inherited from the parent directory, unless the entry has its own."""
     for name in _INHERITED:
         if name not in entry.xattrs:
             try:
@@ -91,6 +94,6 @@ def _disinherit(entry: Entry, target: int | bytes) -> None:
                     raise
 
 
-def _has_room(target: int | bytes) -> bool:
-    room = os.statvfs(target if isinstance(target, int) else os.path.dirname(target))  # noqa: PTH120
-    return room.f_bavail > 0
+def _has_free_space(target: int | bytes) -> bool:
+    space = os.statvfs(target if isinstance(target, int) else os.path.dirname(target))  # noqa: PTH120
+    return space.f_bavail > 0

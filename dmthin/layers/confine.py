@@ -1,35 +1,35 @@
-"""A tree from which no path leads out, and the open directories in it.
+"""Path resolution confined to a root directory, and the open directories below it.
 
-Parents are resolved by openat2(2), with RESOLVE_IN_ROOT: a symbolic link among them is followed inside the
-root, as after chroot, and `..` stops there. Everything else happens relative to the descriptor of a parent
-and follows no link.
+Parent directories are resolved by openat2(2) with RESOLVE_IN_ROOT: symbolic links among them are followed within the
+root, as after chroot(2), and `..` stops at it. All other calls are relative to the descriptor of a parent directory
+and do not follow symbolic links.
 """
 
-import errno
 import os
 import stat
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 from dmthin.kernel.openat import DIRECTORY, open_below, open_entry
+from dmthin.layers.removal import KeepPredicate, remove_tree, scan
 
 _CACHED = 64
-_ODD = frozenset((b"", b".", b".."))
+"""Directories kept open, each with its descriptor."""
+
+_SPECIAL = frozenset((b"", b".", b".."))
 
 MAX_PATH = 4095
-"""Bytes of a path that the kernel takes (PATH_MAX without its NUL), so no tree is deeper than 2048."""
+"""The longest path in bytes that the kernel accepts (PATH_MAX without its NUL): a depth of at most 2048."""
 
 
 def split(path: bytes) -> tuple[bytes, bytes]:
-    """The parent and the last component of a name, cleaned as Docker does: from the root, `..` by letter.
+    """Return the parent and the last component of a path, normalized lexically as in Docker (Go's filepath.Clean).
 
-    A `..` beyond the root is dropped. The root itself is (b"", b"").
+    The path is taken from the root, and `..` components beyond the root are dropped. The root itself is (b"", b"").
     """
     parts = path.split(b"/")
-    if not _ODD.isdisjoint(parts):
+    if not _SPECIAL.isdisjoint(parts):
         kept: list[bytes] = []
         for part in parts:
-            if part not in _ODD:
+            if part not in _SPECIAL:
                 kept.append(part)
             elif part == b".." and kept:
                 kept.pop()
@@ -40,22 +40,14 @@ def split(path: bytes) -> tuple[bytes, bytes]:
     return b"/".join(parts), name
 
 
-Keeps = Callable[[int, bytes], bool]
-"""Whether the name in the directory with this inode number is to stay when all around it is removed."""
-
-
-def keep_nothing(directory: int, name: bytes) -> bool:
-    """No name stays."""
-    return False
-
-
 class OpenDirectory:
-    """An open directory and the times that it gets back once we are through with it.
+    """An open directory and the times to restore on it.
 
-    Whoever adds or removes a name in it sets `dirty`; whoever changes its attributes says so.
+    Code that adds or removes a name in it must set `dirty`. Code that changes its extended attributes must call
+    `forget_default_acl`.
     """
 
-    __slots__ = ("_hands_down", "atime_ns", "dirty", "fd", "identity", "mtime_ns")
+    __slots__ = ("_has_default_acl", "atime_ns", "dirty", "fd", "identity", "mtime_ns")
 
     def __init__(self, fd: int, info: os.stat_result) -> None:
         self.fd = fd
@@ -63,38 +55,38 @@ class OpenDirectory:
         self.atime_ns = info.st_atime_ns
         self.mtime_ns = info.st_mtime_ns
         self.dirty = False
-        self._hands_down: bool | None = None
+        self._has_default_acl: bool | None = None
 
     @property
-    def hands_down(self) -> bool:
-        """Whether what is made in it gets an access control list of it, without being asked (acl(5))."""
-        if self._hands_down is None:
+    def has_default_acl(self) -> bool:
+        """Whether new inodes in it inherit access control lists from it (acl(5))."""
+        if self._has_default_acl is None:
             try:
-                self._hands_down = bool(os.getxattr(self.fd, "system.posix_acl_default"))
+                self._has_default_acl = bool(os.getxattr(self.fd, "system.posix_acl_default"))
             except OSError:
-                self._hands_down = False
-        return self._hands_down
+                self._has_default_acl = False
+        return self._has_default_acl
 
-    def forget_attributes(self) -> None:
-        """Ask for them again when they are needed, because they were changed."""
-        self._hands_down = None
+    def forget_default_acl(self) -> None:
+        """Drop the cached `has_default_acl`, because extended attributes were changed."""
+        self._has_default_acl = None
 
-    def settle(self) -> None:
-        """Put the times right."""
+    def restore_times(self) -> None:
+        """Set the recorded times if the directory is dirty. Raise OSError."""
         if self.dirty:
             os.utime(self.fd, ns=(self.atime_ns, self.mtime_ns))
             self.dirty = False
 
 
 class ConfinedTree:
-    """The directories below a root, opened as they are asked for and kept open while they may be needed.
+    """The directories below a root, opened on demand and cached.
 
-    A directory's modification time must survive what is put into it later. Each directory keeps the time that
-    it is to have in its own inode, or in its OpenDirectory while that is in the cache, and gets it back when
-    it leaves the cache: no list of all directories is needed, however many there are. Directories are known
-    by inode, so that two paths to one directory share one record of its times.
+    A directory must keep its modification time although entries are added to it later. While a directory is cached,
+    its OpenDirectory records the time; when it is evicted, the time is written back to the inode, from where it is
+    read again. So there is no list of all directories, however many there are. The cache is indexed by inode as well,
+    so that two paths of one directory share one OpenDirectory.
 
-    All methods raise OSError, untranslated.
+    All methods raise OSError.
     """
 
     def __init__(self, root_fd: int) -> None:
@@ -104,22 +96,22 @@ class ConfinedTree:
         self._by_inode = {self._root.identity: self._root}
 
     def close(self) -> None:
-        """Settle all times and close; may be called twice."""
+        """Restore all times and close all descriptors. Further calls do nothing."""
         try:
-            self.forget()
+            self.evict()
             if self._by_path:
-                self._root.settle()
+                self._root.restore_times()
         finally:
             if self._by_path:
                 os.close(self._root.fd)
             self._by_path, self._by_inode = {}, {}
 
     def directory(self, path: bytes) -> OpenDirectory:
-        """The directory at a cleaned `path`."""
+        """Return the directory at a normalized `path`, opened if it is not cached."""
         return self._by_path.get(path) or self.adopt(path, open_below(self._root.fd, path))
 
     def adopt(self, path: bytes, fd: int) -> OpenDirectory:
-        """Take over `fd`, the directory at a cleaned `path`."""
+        """Add the directory at a normalized `path` to the cache, which takes over its descriptor `fd`."""
         found = OpenDirectory(fd, os.fstat(fd))
         known = self._by_inode.setdefault(found.identity, found)
         if known is not found:
@@ -128,12 +120,15 @@ class ConfinedTree:
         return known
 
     def trim(self) -> None:
-        """Forget all directories if there are many; to be called while nobody holds one."""
+        """Evict all directories if the cache is full. The caller must not hold an OpenDirectory."""
         if len(self._by_path) > _CACHED:
-            self.forget()
+            self.evict()
 
-    def forget(self, keep: OpenDirectory | None = None) -> None:
-        """Settle and close all but the root and `keep`, because paths may lead elsewhere from now on."""
+    def evict(self, keep: OpenDirectory | None = None) -> None:
+        """Restore the times of all directories but the root and `keep`, and close them.
+
+        Needed before a change that can make paths resolve to other directories.
+        """
         staying = {self._root.identity: self._root} if self._by_path else {}
         going = self._by_inode
         if keep is not None:
@@ -144,7 +139,7 @@ class ConfinedTree:
         for directory in going.values():
             if directory.identity not in staying:
                 try:
-                    directory.settle()
+                    directory.restore_times()
                 except OSError as error:
                     failure = error
                 os.close(directory.fd)
@@ -152,10 +147,10 @@ class ConfinedTree:
             raise failure
 
     def make_directory(self, path: bytes, *, owner: tuple[int, int] | None) -> OpenDirectory:
-        """The directory at a cleaned `path`, made with 0755 where it is missing, and its parents too.
+        """Return the directory at a normalized `path`; create it and its parents with mode 0755 where missing.
 
-        What is made belongs to `owner`, user and group, or to the caller.
-        FileExistsError: something on the way is no directory and leads to none, such as a dangling link.
+        New directories belong to `owner` (uid, gid), or to the caller.
+        Raise FileExistsError if a component exists but does not resolve to a directory, such as a dangling link.
         """
         missing = []
         probe = path
@@ -186,105 +181,26 @@ class ConfinedTree:
         return self.adopt(path, fd) if missing else base
 
     def remove(self, parent: OpenDirectory, name: bytes) -> None:
-        """Remove `name` from `parent` with all below it; if that changes paths, only `parent` stays open."""
+        """Remove `name` from `parent`, recursively.
+
+        If it is a directory or a symbolic link, paths through it change: all but `parent` and the root are evicted.
+        """
         kind = os.lstat(name, dir_fd=parent.fd).st_mode
         if stat.S_ISDIR(kind) or stat.S_ISLNK(kind):
-            self.forget(keep=parent)
+            self.evict(keep=parent)
         parent.dirty = True
         if stat.S_ISDIR(kind):
             remove_tree(parent.fd, name)
         else:
             os.unlink(name, dir_fd=parent.fd)
 
-    def empty(self, directory: OpenDirectory, keeps: Keeps) -> None:
-        """Remove all that `directory` holds but what `keeps` names; only `directory` and the root stay open."""
-        self.forget(keep=directory)
+    def empty(self, directory: OpenDirectory, keeps: KeepPredicate) -> None:
+        """Remove everything in `directory` but what `keeps` selects. All but `directory` and the root are evicted."""
+        self.evict(keep=directory)
         directory.dirty = True
         number = directory.identity[1]
-        for name, is_directory in list(_listed(directory.fd)):
+        for name, is_directory in list(scan(directory.fd)):
             if is_directory:
                 remove_tree(directory.fd, name, keeps)
             elif not keeps(number, name):
                 os.unlink(name, dir_fd=directory.fd)
-
-
-@dataclass(slots=True)
-class _Frame:
-    """A directory that is being emptied: the inode above it, its name there, the directories left to do in it."""
-
-    above: tuple[int, int]
-    name: bytes
-    inner: list[bytes]
-    before: os.stat_result
-    changed: bool
-    kept: bool
-
-
-def remove_tree(parent_fd: int, name: bytes, keeps: Keeps = keep_nothing) -> bool:
-    """Remove the directory `name` and all below it, however deep: one descriptor, no recursion.
-
-    What `keeps` names stays, and so do the directories on the way to it, with the times that they have; a directory
-    that is kept itself is emptied of the rest. Whether `name` itself is gone is returned. No link is followed; a
-    mount point is an error (EXDEV), and what is mounted there stays.
-    """
-    fd = open_entry(parent_fd, name)
-    try:
-        frames = [_frame(fd, os.fstat(parent_fd), name, keeps)]
-        while True:
-            frame = frames[-1]
-            if frame.inner:
-                name = frame.inner.pop()
-                child = open_entry(fd, name)
-                info = os.fstat(fd)
-                os.close(fd)
-                fd = child
-                frames.append(_frame(fd, info, name, keeps))
-                continue
-            frames.pop()
-            stays = frame.kept or keeps(frame.above[1], frame.name)
-            if stays and frame.changed:
-                os.utime(fd, ns=(frame.before.st_atime_ns, frame.before.st_mtime_ns))
-            fd = ascend(fd, frame.above)
-            if not stays:
-                os.rmdir(frame.name, dir_fd=fd)
-            if not frames:
-                return not stays
-            frames[-1].kept |= stays
-            frames[-1].changed |= not stays
-    finally:
-        os.close(fd)
-
-
-def ascend(fd: int, expected: tuple[int, int]) -> int:
-    """The parent of the directory `fd`, which is closed; `expected` is the (device, inode) it must have.
-
-    Raises OSError with ESTALE where the directory was moved meanwhile.
-    """
-    above = os.open(b"..", DIRECTORY, dir_fd=fd)
-    info = os.fstat(above)
-    if (info.st_dev, info.st_ino) != expected:
-        os.close(above)
-        raise OSError(errno.ESTALE, "a directory was moved meanwhile")
-    os.close(fd)
-    return above
-
-
-def _frame(fd: int, parent: os.stat_result, name: bytes, keeps: Keeps) -> _Frame:
-    """What is left to do in the open directory `name` once all but directories is unlinked in it."""
-    before = os.fstat(fd)
-    frame = _Frame((parent.st_dev, parent.st_ino), name, [], before, False, False)
-    for inner, is_directory in list(_listed(fd)):
-        if is_directory:
-            frame.inner.append(inner)
-        elif keeps(before.st_ino, inner):
-            frame.kept = True
-        else:
-            os.unlink(inner, dir_fd=fd)
-            frame.changed = True
-    return frame
-
-
-def _listed(fd: int) -> Iterator[tuple[bytes, bool]]:
-    with os.scandir(fd) as found:
-        for item in found:
-            yield os.fsencode(item.name), item.is_dir(follow_symlinks=False)

@@ -1,4 +1,4 @@
-"""One entry of a tree: what readers of archives, directories and differences give and what writers take."""
+"""One entry of a tree: the type that readers of archives and trees produce, and that writers consume."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -7,14 +7,14 @@ from types import MappingProxyType
 from typing import Protocol
 
 MODE_BITS = 0o7777
-"""Permissions with set-uid, set-gid and sticky; Docker puts the file type into a tar's mode too."""
+"""Permission bits, set-uid, set-gid and sticky. Docker also writes the file type into the mode field of a tar."""
 
 _SHOWN_LENGTH = 200
 NO_XATTRS: Mapping[str, bytes] = MappingProxyType({})
 
 
 class EntryType(StrEnum):
-    """What an entry makes. A hard link is a second name for an entry that came before it."""
+    """The type of an entry. A hard link is a further name of an earlier entry."""
 
     FILE = "file"
     DIRECTORY = "directory"
@@ -27,14 +27,14 @@ class EntryType(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A name in a tree and all that is known of it, its data excepted.
+    """The metadata of one path in a tree, without the file's data.
 
-    Names are bytes, as the kernel has them, and unjudged: absolute, with `..`, empty or endless as they came.
-    `size` is the length of the file in bytes. `segments` lists the (offset, length) runs of a sparse file
-    that hold data, ascending, not empty, within `size`; None means that all of the file is data. `link` is
-    the target of a symbolic link, or the path (from the root of the tree) of the entry that a hard link names
-    once more; such an entry has the attributes of the first. `device` is as os.makedev gives it. The names of
-    `xattrs` carry their name space ("security.capability") and are decoded with surrogateescape.
+    Paths are bytes, as in the kernel, and not validated: they may be absolute, empty or too long, or contain `..`.
+    `size` is the length of the file in bytes. `segments` lists the (offset, length) extents of a sparse file that
+    hold data: ascending, not empty, within `size`; None means that the file has no holes. `link` is the target of a
+    symbolic link, or the path from the root of the tree of the entry that a hard link refers to; a hard link repeats
+    the attributes of that entry. `device` is an os.makedev() number. Keys of `xattrs` include the namespace
+    ("security.capability") and are decoded with surrogateescape.
     """
 
     path: bytes
@@ -51,19 +51,19 @@ class Entry:
 
     @property
     def stored(self) -> int:
-        """Bytes of data that the reader beside this entry gives: the file without its holes."""
+        """The number of bytes that the entry's reader returns: the size without holes."""
         if self.segments is None:
             return self.size
         return sum(length for _, length in self.segments)
 
 
 class Reader(Protocol):
-    """The data of one entry, its segments one after the other; good until the next entry is asked for."""
+    """The data of one entry, its segments concatenated; valid until the next entry is requested."""
 
     def read(self, limit: int, /) -> bytes:
-        """At least one byte and at most `limit`, `b""` only after the last of `Entry.stored` bytes.
+        """Return 1 to `limit` bytes, or `b""` once all `Entry.stored` bytes have been read.
 
-        Raises InvalidValue where the source ends or changes before that.
+        Raise InvalidValue if the source ends or changes before that.
         """
         ...
 
@@ -79,7 +79,7 @@ NO_DATA = NoData()
 
 
 def shown(name: bytes) -> str:
-    """A name for a message: one line, no control characters, no more than some 200 characters."""
+    """Return a path for use in a message: one line, printable, cut to about 200 characters."""
     text = name.decode("utf-8", "backslashreplace")
     if not text.isprintable():
         text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -1,21 +1,21 @@
-"""What the extended headers of a tar say about the entry after them: long names, PAX records, sparse maps."""
+"""Extended headers of a tar, which describe the next entry: GNU long names, PAX records, sparse maps."""
 
 from dataclasses import dataclass, field
 
-from dmthin.layers.header import Header, Malformed, parse_decimal, parse_pax, parse_time
+from dmthin.layers.header import Malformed, TarHeader, parse_decimal, parse_pax, parse_time
 
 Segments = list[tuple[int, int]]
-"""(offset, length) of runs of data."""
+"""(offset, length) in bytes of the extents that hold data."""
 
 _XATTR = b"SCHILY.xattr."
 
 
 @dataclass(slots=True)
 class Extended:
-    """Gathers one extended header after the other; then `complete` amends the entry's own header.
+    """Collects the extended headers of one entry; `complete` then applies them to the entry's own header.
 
-    `xattrs` are exact bytes, an empty value included. Records that no field here stands for are passed over,
-    among them access control lists in text form, atime and the names of owners.
+    Values of `xattrs` are exact bytes, and may be empty. Records that have no field here are ignored, among them
+    access control lists in text form, atime, and user and group names.
     """
 
     name: bytes = b""
@@ -26,7 +26,10 @@ class Extended:
     _lengths: list[bytes] = field(default_factory=list)
 
     def add(self, kind: bytes, data: bytes) -> None:
-        """Take in a header of type `kind`: L and K are GNU's long name and link target, x and X are PAX."""
+        """Add the content of a header of type `kind`: L and K are GNU's long name and link target, x and X are PAX.
+
+        Raise Malformed.
+        """
         if kind == b"L":
             self.name = data.partition(b"\0")[0]
         elif kind == b"K":
@@ -42,21 +45,21 @@ class Extended:
             if not name or b"\0" in name:
                 raise Malformed("an extended attribute has no proper name")
             self.xattrs[name.decode("utf-8", "surrogateescape")] = value
-        elif key == b"GNU.sparse.offset":  # version 0.0 repeats these two
+        elif key == b"GNU.sparse.offset":  # version 0.0 repeats this key and the next one
             self._offsets.append(value)
         elif key == b"GNU.sparse.numbytes":
             self._lengths.append(value)
         elif value:
             self.records[key] = value
-        else:  # an empty value takes the record back (POSIX.1-2001, pax)
+        else:  # an empty value deletes the record (POSIX.1-2001, pax)
             self.records.pop(key, None)
 
-    def complete(self, header: Header) -> Header:
-        """The header with all that the extended ones put in place of its fields."""
+    def complete(self, header: TarHeader) -> TarHeader:
+        """Return the header with the fields that the extended headers override. Raise Malformed."""
         get = self.records.get
         name = get(b"GNU.sparse.name") or get(b"path") or self.name or header.name
         link = get(b"linkpath") or self.link or header.link
-        return Header(
+        return TarHeader(
             name,
             header.mode,
             self._number(b"uid", header.uid),
@@ -75,26 +78,32 @@ class Extended:
 
     @property
     def sparse_version(self) -> str:
-        """The GNU format of the sparse file described here: 0.0, 0.1 or 1.0; empty where it is none."""
+        """The version of GNU's PAX sparse format: 0.0, 0.1 or 1.0; empty if the file is not sparse.
+
+        Raise Malformed for any other version.
+        """
         records = self.records
         if b"GNU.sparse.major" in records or b"GNU.sparse.minor" in records:
             version = records.get(b"GNU.sparse.major", b"?") + b"." + records.get(b"GNU.sparse.minor", b"?")
             if version not in (b"0.0", b"0.1", b"1.0"):
-                raise Malformed(f"a sparse file of the unknown version {version[:20]!r}")
+                raise Malformed(f"unknown version {version[:20]!r} of the sparse format")
             return version.decode()
         if b"GNU.sparse.map" in records:
             return "0.1"
         return "0.0" if b"GNU.sparse.size" in records or self._offsets else ""
 
     def sparse_size(self) -> int:
-        """The length of the sparse file, holes included."""
+        """Return the size in bytes of the sparse file, holes included. Raise Malformed."""
         for key in (b"GNU.sparse.realsize", b"GNU.sparse.size"):
             if key in self.records:
                 return parse_decimal(self.records[key], "size")
         raise Malformed("a sparse file has no size")
 
     def sparse_map(self) -> Segments:
-        """The runs of data of a sparse file of version 0.0 or 0.1; version 1.0 keeps them before the data."""
+        """Return the extents of a sparse file of version 0.0 or 0.1; version 1.0 stores them before the data.
+
+        Raise Malformed.
+        """
         if b"GNU.sparse.map" in self.records:
             numbers = self.records[b"GNU.sparse.map"].split(b",")
             offsets, lengths = numbers[::2], numbers[1::2]

@@ -1,7 +1,7 @@
-"""One 512-byte block of a tar, and the records of a PAX header: bytes in, checked values out.
+"""Decoding of 512-byte tar header blocks and of PAX records, with validation.
 
 Formats: POSIX.1-1988 ustar, V7, GNU (base-256 numbers; see GNU tar's manual, "Basic Tar Format"),
-POSIX.1-2001 PAX. Every function here raises Malformed for what no writer of these formats makes.
+POSIX.1-2001 PAX. Every function here raises Malformed for input that no writer of these formats produces.
 """
 
 import functools
@@ -13,7 +13,7 @@ BLOCK = 512
 ZERO_BLOCK = bytes(BLOCK)
 
 LARGEST = (1 << 63) - 1
-"""The greatest size and offset of a file: the kernel's loff_t."""
+"""The largest file size and offset in bytes: the kernel's loff_t."""
 
 LAYOUT = struct.Struct("100s8s8s8s12s12s8sc100s8s32s32s8s8s155s12x")
 _GNU_MAGIC = b"ustar  \0"
@@ -26,14 +26,14 @@ _DECIMAL = re.compile(rb"[0-9]{1,19}")
 
 
 class Malformed(Exception):
-    """What is wrong, to be completed with the name of the archive and the place."""
+    """The reason why a header is invalid. TarReader adds the archive's name and the offset."""
 
 
 @dataclass(frozen=True, slots=True)
-class Header:
-    """A header as it stands, nothing of it judged but the checksum and the form of its numbers.
+class TarHeader:
+    """A decoded header block. Only the checksum and the syntax of its numbers have been verified.
 
-    `type` is the one-byte type flag; names end at their first NUL, `name` holds the prefix.
+    `type` is the one-byte type flag. Names end at their first NUL; `name` includes the ustar prefix.
     """
 
     name: bytes
@@ -50,7 +50,10 @@ class Header:
 
 @functools.lru_cache(maxsize=4096)
 def number(field: bytes) -> int:
-    """A number of a header: octal digits between spaces and NULs, or base-256 where the first bit is set."""
+    """Return the number in a header field: octal digits between spaces and NULs, or base-256 if the first bit is set.
+
+    Raise Malformed.
+    """
     if field[0] & 0x80:
         bits = 8 * len(field) - 1
         value = int.from_bytes(field, "big") & ((1 << bits) - 1)
@@ -68,23 +71,23 @@ def _text(field: bytes) -> bytes:
     return field if end < 0 else field[:end]
 
 
-def parse_header(block: bytes) -> Header:
-    """Decode a block of 512 bytes."""
+def parse_header(block: bytes) -> TarHeader:
+    """Decode a block of 512 bytes. Raise Malformed for a wrong checksum or number."""
     # fmt: off
     (name, mode, uid, gid, size, mtime, checksum, kind, link, magic,
      _uname, _gname, major, minor, prefix) = LAYOUT.unpack(block)
     # fmt: on
     expected = number(checksum)
     plain_sum = sum(block) - sum(checksum) + 8 * ord(" ")
-    # Sun's and NeXT's tars summed signed bytes (GNU tar, "Checksumming Problems").
+    # Sun's and NeXT's tar summed signed bytes (GNU tar, "Checksumming Problems").
     if expected != plain_sum and expected != plain_sum - 256 * sum(byte >> 7 for byte in block[:148] + block[156:]):
         raise Malformed("the checksum of a header is wrong")
     name = _text(name)
     device = kind in b"34"
-    # GNU's own format keeps times and sparse maps where ustar keeps the start of a long name.
+    # GNU's own format has times and sparse maps where ustar has the prefix of a long name.
     if prefix[0] and magic[:6] == _POSIX_MAGIC:
         name = _text(prefix) + b"/" + name
-    return Header(
+    return TarHeader(
         name,
         number(mode),
         number(uid),
@@ -99,7 +102,10 @@ def parse_header(block: bytes) -> Header:
 
 
 def parse_pax(data: bytes) -> list[tuple[bytes, bytes]]:
-    """The records `LENGTH KEY=VALUE\\n` of a PAX header in their order, values exactly as they are."""
+    """Return the (key, value) pairs of the `LENGTH KEY=VALUE\\n` records of a PAX header, in order, undecoded.
+
+    Raise Malformed.
+    """
     records = []
     at = 0
     while at < len(data):
@@ -118,7 +124,10 @@ def parse_pax(data: bytes) -> list[tuple[bytes, bytes]]:
 
 
 def parse_time(text: bytes) -> int:
-    """Nanoseconds of a PAX time such as `1700000000.123456789`; digits beyond the ninth are cut."""
+    """Return the nanoseconds of a PAX time such as `1700000000.123456789`; digits beyond the ninth are dropped.
+
+    Raise Malformed.
+    """
     match = _TIME.fullmatch(text)
     if match is None:
         raise Malformed(f"{text[:40]!r} is not a time")
@@ -128,23 +137,26 @@ def parse_time(text: bytes) -> int:
 
 
 def parse_decimal(text: bytes, what: str) -> int:
-    """A count or size in a PAX record, at most LARGEST."""
+    """Return the count or size in a PAX record. Raise Malformed, naming `what`, unless it is 0 to LARGEST."""
     if _DECIMAL.fullmatch(text) is None or (value := int(text)) > LARGEST:
         raise Malformed(f"{text[:40]!r} is not a {what}")
     return value
 
 
 def parse_sparse(block: bytes, *, continued: bool) -> tuple[list[tuple[int, int]], bool]:
-    """The (offset, length) pairs of a GNU header of type S or of a block that continues it; is there more?"""
+    """Return the (offset, length) pairs of a GNU header of type S, and whether an extension block follows.
+
+    With `continued`, `block` is such an extension block. Raise Malformed.
+    """
     at, count = (0, 21) if continued else (_SPARSE_IN_HEADER, 4)
     pairs = []
     for start in range(at, at + 24 * count, 24):
-        if not block[start + 12]:  # GNU tar ends the list at the first pair without a length
+        if not block[start + 12]:  # GNU tar ends the list at the first pair without length
             break
         pairs.append((number(block[start : start + 12]), number(block[start + 12 : start + 24])))
     return pairs, bool(block[_EXTENSION_CONTINUED if continued else _SPARSE_CONTINUED])
 
 
 def parse_sparse_size(block: bytes) -> int:
-    """The length of the file that a header of type S describes, holes included."""
+    """Return the size in bytes, holes included, of the file that a GNU header of type S describes. Raise Malformed."""
     return number(block[_SPARSE_SIZE : _SPARSE_SIZE + 12])

@@ -1,4 +1,4 @@
-"""Owners inside a user namespace and outside it, as the ranges of dockerd's userns-remap relate them."""
+"""Mapping of owners between a user namespace and the host, as in dockerd's userns-remap."""
 
 import struct
 from collections.abc import Callable
@@ -12,22 +12,25 @@ _ACL_USER, _ACL_GROUP = 0x02, 0x08
 _ACL_ENTRY = struct.Struct("<HHI")
 """Tag, permissions, id: struct posix_acl_xattr_entry of linux/posix_acl_xattr.h."""
 
+IdRanges = tuple[tuple[int, int, int], ...]
+"""(first id in the container, first id on the host, number of ids) of each range; empty for the identity."""
+
 
 class Unmapped(Exception):
-    """Which entry has which owner that no range holds, to be completed with the name of the archive or tree."""
+    """An entry whose owner is in no range. The caller adds the name of the archive or tree."""
 
 
 @dataclass(frozen=True, slots=True)
 class IdMap:
-    """Ranges of (container id, host id, size). The first that holds an id counts; without any, ids stay as they are.
+    """A map of user or group ids. The first range that contains an id applies.
 
-    Both methods give None for an id that no range holds.
+    Both methods return None for an id in no range, and the id itself if there are no ranges.
     """
 
-    ranges: tuple[tuple[int, int, int], ...] = ()
+    ranges: IdRanges = ()
 
     def to_host(self, number: int) -> int | None:
-        """The id outside the container."""
+        """Return the id on the host."""
         if not self.ranges:
             return number
         for inside, outside, size in self.ranges:
@@ -36,7 +39,7 @@ class IdMap:
         return None
 
     def to_container(self, number: int) -> int | None:
-        """The id inside the container."""
+        """Return the id in the container."""
         if not self.ranges:
             return number
         for inside, outside, size in self.ranges:
@@ -47,41 +50,41 @@ class IdMap:
 
 @dataclass(frozen=True, slots=True)
 class Owners:
-    """The two maps, of users and of groups. Access control lists name owners too, and are mapped with them."""
+    """The maps of users and of groups. The ids in access control lists are mapped as well."""
 
     users: IdMap = IdMap()
     groups: IdMap = IdMap()
 
     @property
     def root(self) -> tuple[int, int]:
-        """The container's root as the host sees it. Raises Unmapped."""
+        """The host's (uid, gid) of the container's root. Raise Unmapped."""
         uid, gid = self.users.to_host(0), self.groups.to_host(0)
         if uid is None or gid is None:
-            raise Unmapped("the container's root is in no id map")
+            raise Unmapped("the container's root is not in the id map")
         return uid, gid
 
     def to_host(self, entry: Entry) -> Entry:
-        """The entry with its owners outside the container. Raises Unmapped."""
+        """Return the entry with its owners as ids of the host. Raise Unmapped."""
         return self._mapped(entry, self.users.to_host, self.groups.to_host)
 
     def to_container(self, entry: Entry) -> Entry:
-        """The entry with its owners inside the container. Raises Unmapped."""
+        """Return the entry with its owners as ids of the container. Raise Unmapped."""
         return self._mapped(entry, self.users.to_container, self.groups.to_container)
 
     def _mapped(self, entry: Entry, user: Callable[[int], int | None], group: Callable[[int], int | None]) -> Entry:
-        # A hard link has no owner of its own, and its header may say anything.
+        # A hard link has no owner of its own; the fields of its header are meaningless.
         if entry.type is EntryType.HARDLINK or not (self.users.ranges or self.groups.ranges):
             return entry
 
         def mapped(kind: str, number: int, mapping: Callable[[int], int | None]) -> int:
             found = mapping(number)
             if found is None:
-                raise Unmapped(f"{shown(entry.path)} belongs to {kind} {number}, which is in no id map")
+                raise Unmapped(f"{shown(entry.path)} belongs to {kind} {number}, which is not in the id map")
             return found
 
         def acl(value: bytes) -> bytes:
             if value[:4] != _ACL_VERSION or len(value) % _ACL_ENTRY.size != 4:
-                return value  # the kernel will refuse it
+                return value  # not valid, the kernel rejects it
             out = _ACL_VERSION
             for tag, rights, number in _ACL_ENTRY.iter_unpack(value[4:]):
                 if tag == _ACL_USER:

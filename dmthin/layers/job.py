@@ -1,4 +1,4 @@
-"""What a worker is told and what it answers: the daemon's side of `dmthin.layers.worker`."""
+"""The interface between a daemon and `dmthin.layers.worker`: the job on its command line and its report."""
 
 import json
 import os
@@ -24,6 +24,7 @@ from dmthin.errors import (
     TimeLimit,
     Unavailable,
 )
+from dmthin.layers.idmap import IdRanges
 
 _ERRORS: dict[Status, type[DmthinError]] = {
     error.status: error
@@ -41,76 +42,73 @@ _ERRORS: dict[Status, type[DmthinError]] = {
         TimeLimit,
     )
 }
-_PASSED_ON = ("DMTHIN_FAILPOINT",)
-
-Ranges = tuple[tuple[int, int, int], ...]
-"""(id in the container, id on the host, how many) of a user namespace's map."""
+_INHERITED_VARIABLES = ("DMTHIN_FAILPOINT",)
 
 
 class Verb(StrEnum):
     """What a worker does with a layer's tree."""
 
     APPLY = "apply"
-    """Unpack the layer that comes on standard input over the tree. The size is the sum of its entries' sizes."""
+    """Unpack the layer from standard input over the tree. The size is the sum of its entries' sizes in bytes."""
 
     DIFF = "diff"
-    """Write what differs from the parent as a tar to standard output. The size is the tar's."""
+    """Write the changes from the parent as a tar to standard output. The size is that of the tar in bytes."""
 
     CHANGES = "changes"
-    """Write the names that differ as dockerd's JSON to standard output. The size is how many there are."""
+    """Write the changed paths as dockerd's JSON to standard output. The size is their number."""
 
     SIZE = "size"
-    """Find the size of what differs, as dockerd's DiffSize counts it."""
+    """Compute the size of the changes in bytes, as dockerd's DiffSize counts it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
     """One run of a worker: argv(report), started with environment() and with the descriptors(report) inherited.
 
-    `root` and `parent` are descriptors of the two trees' roots, best of detached mounts (open_tree(2) with
-    OPEN_TREE_CLONE), above which there is nothing; without a parent all of the tree is the layer. `report` is the
-    writing end of a pipe; what comes out of it is for `parse_report`, and it is less than 16 KiB. `name` is what
-    messages call the layer. The tree of a diff may change meanwhile; one that is applied to is nobody else's.
+    `root` and `parent` are descriptors of the roots of two trees, preferably of detached mounts (open_tree(2) with
+    OPEN_TREE_CLONE), which have no parent directory. Without `parent`, the whole tree is the layer. `report` is the
+    write end of a pipe; the worker writes less than 16 KiB to it, for `parse_report`. `name` identifies the layer in
+    messages. The tree may change during a diff; apply needs exclusive access to it.
 
-    The exit status is 0 if all went well, 1 with an error in the report; whatever was written to standard output
-    by then is not whole. `apply` reads its input to the end in any case. Warnings go to standard error, 100 lines
-    at most. The worker dies with the thread that started it.
+    The exit status is 0 for success, and 1 with an error in the report; the standard output is incomplete then. Apply
+    reads its standard input to the end even after an error. At most 100 warnings are written to standard error. The
+    worker is killed when the thread that started it ends.
     """
 
     verb: Verb
     root: int
     name: str
     parent: int | None = None
-    uid_map: Ranges = ()
-    gid_map: Ranges = ()
+    uid_map: IdRanges = ()
+    gid_map: IdRanges = ()
     max_entries: int | None = None
 
     def descriptors(self, report: int) -> tuple[int, ...]:
-        """What the worker must inherit beside its standard input, output and error."""
+        """Return the descriptors that the worker must inherit besides standard input, output and error."""
         return tuple(fd for fd in (self.root, self.parent, report) if fd is not None)
 
     def argv(self, report: int) -> list[str]:
-        """The command, by absolute path."""
+        """Return the command line of the worker, with absolute paths."""
         text = json.dumps({**asdict(self), "report": report})
         return [sys.executable, "-P", "-s", "-S", "-m", "dmthin.layers.worker", text]
 
     @staticmethod
     def environment() -> dict[str, str]:
-        """All variables that the worker is to have.
+        """Return the whole environment of the worker.
 
-        It starts without Python's site module, which may take longer than all the rest, so it is told where the one
-        library is that it may need.
+        The worker runs without Python's site module, whose import may take longer than the rest of its start, so
+        PYTHONPATH must include the directory of zstandard, the one library that it may need.
         """
         folders = [os.path.dirname(os.path.dirname(os.path.abspath(dmthin.__file__)))]  # noqa: PTH100, PTH120
         library = find_spec("zstandard")
         if library is not None and library.origin:
             folders.append(os.path.dirname(os.path.dirname(library.origin)))  # noqa: PTH120
-        passed_on = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
-        return {"PYTHONPATH": ":".join(dict.fromkeys(folders)), "LC_ALL": "C.UTF-8", **passed_on}
+        inherited = {name: os.environ[name] for name in _INHERITED_VARIABLES if name in os.environ}
+        return {"PYTHONPATH": ":".join(dict.fromkeys(folders)), "LC_ALL": "C.UTF-8", **inherited}
 
 
 def parse_job(text: str) -> tuple[Job, int]:
-    """The job and the descriptor of its report in the last word of `argv`. Raises InvalidValue."""
+    """Return the job and the report's descriptor from the last argument of `argv`. Raise InvalidValue."""
     try:
         found: dict[str, Any] = json.loads(text)
         report = int(found.pop("report"))
@@ -120,13 +118,13 @@ def parse_job(text: str) -> tuple[Job, int]:
             found[key] = tuple((int(inside), int(outside), int(size)) for inside, outside, size in ranges)
         return Job(**found), report
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise InvalidValue(f"this is no job for a worker: {error}") from None
+        raise InvalidValue(f"invalid worker job: {error}") from None
 
 
 def parse_report(report: bytes) -> int:
-    """The size in a worker's whole report; raises the error that is in it.
+    """Return the size in a worker's complete report, or raise the error in it.
 
-    KernelError: the worker ended without a report, killed most likely.
+    Raise KernelError if the worker ended without a report, most likely killed.
     """
     try:
         found: dict[str, Any] = json.loads(report)
@@ -136,7 +134,5 @@ def parse_report(report: bytes) -> int:
         kind = _ERRORS.get(Status[error["status"]], KernelError)
         message, hint = str(error["message"]), str(error["hint"])
     except (ValueError, TypeError, KeyError):
-        raise KernelError(
-            "the worker for a layer died without a report", hint="the kernel log may say why: dmesg"
-        ) from None
+        raise KernelError("the worker of a layer died without a report", hint="check the kernel log: dmesg") from None
     raise kind(message, hint=hint)

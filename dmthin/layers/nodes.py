@@ -1,4 +1,4 @@
-"""One name of a directory as an entry with its data: what every reading of a tree is made of."""
+"""Reading one name in a directory as an entry with its data; shared by the walk and the comparison of trees."""
 
 import errno
 import logging
@@ -7,6 +7,7 @@ import stat
 from collections.abc import Iterator, Mapping
 
 from dmthin.errors import DmthinError, InvalidValue
+from dmthin.kernel.openat import DIRECTORY
 from dmthin.layers.entry import MODE_BITS, NO_DATA, NO_XATTRS, Entry, EntryType, Reader, shown
 from dmthin.layers.xattrs import read_xattrs
 from dmthin.os_errors import TREE_READ, explain
@@ -28,16 +29,16 @@ Identity = tuple[int, int]
 
 
 class NodeReader:
-    """Makes entries of what lies in directories, and knows which names of one file it has given already.
+    """Reads inodes as entries, and tracks those with several links.
 
-    Everything that root can read is in them: owners, modes, times in nanoseconds, extended attributes, devices,
-    fifos, holes; further names of one inode become hard links to the first that was given.
+    Entries contain everything that root can read: owners, modes, times in nanoseconds, extended attributes, devices,
+    fifos, holes. Further names of an inode become hard links to its first one.
 
-    With `layer`, entries have the attributes that a layer carries, and a file that shrinks while it is read is
-    filled up with zeros to the length that its entry has, because nobody can take that entry back; without, it is
-    an InvalidValue. Names are opened relative to their directory, and no link is followed. All methods raise
-    OSError for a name that vanished or became something else (ESTALE) before it was opened; `explained` makes
-    it an error with words. `position` counts the bytes of file data read.
+    With `layer`, entries have only the extended attributes that a layer contains, and a file that shrinks while it is
+    read is padded with zeros to the size in its entry, which has been emitted already; otherwise that is an
+    InvalidValue. Names are opened relative to their directory, and no symbolic link is followed. All methods raise
+    OSError, ESTALE if the name was replaced before it was opened; `read_error` translates it. `position` is the number
+    of bytes of file data read so far.
     """
 
     def __init__(self, tree: str, *, layer: bool = False) -> None:
@@ -47,11 +48,14 @@ class NodeReader:
         self._links: dict[Identity, tuple[bytes, int]] = {}
 
     def directory(self, fd: int, path: bytes, info: os.stat_result) -> Entry:
-        """The entry of an open directory."""
+        """Return the entry of an open directory. Raise OSError."""
         return _entry(path, EntryType.DIRECTORY, info, read_xattrs(fd, layer=self.layer))
 
     def leaf(self, fd: int, name: bytes, path: bytes, info: os.stat_result) -> Iterator[tuple[Entry, Reader]]:
-        """The one entry of anything but a directory or socket, its data readable until the iterator goes on."""
+        """Yield the one entry of anything but a directory or socket; its reader is valid until the iterator advances.
+
+        Raise OSError.
+        """
         kind = stat.S_IFMT(info.st_mode)
         first = self.first_name(info)
         if first is not None:
@@ -60,7 +64,7 @@ class NodeReader:
             yield from self._file(fd, name, path, info)
         else:
             link = os.readlink(name, dir_fd=fd) if kind == stat.S_IFLNK else b""
-            xattrs = read_xattrs(through_proc(fd, name), layer=self.layer)
+            xattrs = read_xattrs(proc_path(fd, name), layer=self.layer)
             yield _entry(path, _OTHERS[kind], info, xattrs, link=link), NO_DATA
         self.remember(info, path)
 
@@ -69,7 +73,7 @@ class NodeReader:
         try:
             opened = os.fstat(file)
             if identity(opened) != identity(info) or not stat.S_ISREG(opened.st_mode):
-                raise OSError(errno.ESTALE, "it was replaced meanwhile")
+                raise OSError(errno.ESTALE, "replaced meanwhile")
             size = opened.st_size
             segments = data_segments(file, size) if opened.st_blocks * 512 < size else None
             xattrs = read_xattrs(file, layer=self.layer)
@@ -79,12 +83,12 @@ class NodeReader:
             os.close(file)
 
     def first_name(self, info: os.stat_result) -> bytes | None:
-        """The path under which this file was given already."""
+        """Return the path of the first entry of this inode, None if it has had none."""
         known = self._links.get(identity(info)) if info.st_nlink > 1 else None
         return known and known[0]
 
     def remember(self, info: os.stat_result, path: bytes) -> None:
-        """Keep in mind that a file was given, as long as it has names that were not."""
+        """Record that a name of this inode was emitted; drop the record once all its links have been."""
         if info.st_nlink > 1:
             first, left = self._links.get(identity(info), (path, info.st_nlink))
             if left > 1:
@@ -92,21 +96,21 @@ class NodeReader:
             else:
                 self._links.pop(identity(info), None)
 
-    def shrank(self, path: bytes) -> None:
-        """Say that a file has less data than it had: in a log if it does not matter, else by InvalidValue."""
-        words = f"{self.tree}: {shown(path)} shrank while it was read"
+    def report_shrunk(self, path: bytes) -> None:
+        """Log a warning that a file shrank while it was read. Raise InvalidValue instead unless this is a `layer`."""
+        text = f"{self.tree}: {shown(path)} shrank while it was read"
         if not self.layer:
-            raise InvalidValue(words, hint="let nothing write there")
-        logger.warning("%s; the rest is zeros", words)
+            raise InvalidValue(text, hint="stop writing to the tree")
+        logger.warning("%s; padded with zeros", text)
 
-    def explained(self, path: bytes, error: OSError) -> DmthinError:
-        """The error for what the kernel says on reading `path`."""
-        failed = f"{self.tree}: {shown(path)} cannot be read"
+    def read_error(self, path: bytes, error: OSError) -> DmthinError:
+        """Return the error to raise for an OSError on reading `path`."""
+        failed = f"{self.tree}: cannot read {shown(path)}"
         return explain(error.errno or 0, failed, TREE_READ, reason=error.strerror or "")
 
 
 class _FileData:
-    """The data of an open file, its holes left out."""
+    """The data of an open file without its holes."""
 
     __slots__ = ("_at", "_fd", "_left", "_nodes", "_path", "_segments", "_shrank")
 
@@ -126,10 +130,10 @@ class _FileData:
         try:
             piece = b"" if self._shrank else os.pread(self._fd, min(limit, self._left), self._at)
         except OSError as error:
-            raise self._nodes.explained(self._path, error) from error
+            raise self._nodes.read_error(self._path, error) from error
         if not piece:
             if not self._shrank:
-                self._nodes.shrank(self._path)
+                self._nodes.report_shrunk(self._path)
                 self._shrank = True
             piece = _ZEROS[: min(limit, self._left)]
         self._at += len(piece)
@@ -139,22 +143,36 @@ class _FileData:
 
 
 def identity(info: os.stat_result) -> Identity:
-    """What tells an inode from all others that are mounted."""
+    """Return (device, inode), which identifies an inode among all mounted file systems."""
     return info.st_dev, info.st_ino
 
 
+def ascend(fd: int, expected: tuple[int, int]) -> int:
+    """Close the directory `fd` and return a descriptor of its parent, which must be the (device, inode) `expected`.
+
+    Raise OSError with ESTALE if the directory was moved meanwhile; `fd` stays open then.
+    """
+    above = os.open(b"..", DIRECTORY, dir_fd=fd)
+    info = os.fstat(above)
+    if (info.st_dev, info.st_ino) != expected:
+        os.close(above)
+        raise OSError(errno.ESTALE, "a directory was moved meanwhile")
+    os.close(fd)
+    return above
+
+
 def names(fd: int) -> list[bytes]:
-    """The names in a directory in the order of their bytes, last first, so that they can be popped."""
+    """Return the names in a directory in descending byte order, to be popped from the end."""
     return sorted((os.fsencode(name) for name in os.listdir(fd)), reverse=True)
 
 
-def through_proc(parent_fd: int, name: bytes) -> bytes:
-    """A path to a link or node, for calls that take neither a parent's descriptor nor the file's own."""
+def proc_path(parent_fd: int, name: bytes) -> bytes:
+    """Return a path in /proc of a link or node, for system calls that have no variant with a directory descriptor."""
     return b"/proc/self/fd/%d/%b" % (parent_fd, name)
 
 
 def open_file(parent_fd: int, name: bytes) -> int:
-    """Open a file without a change of its access time, which only its owner and root may ask for."""
+    """Open a file for reading, with O_NOATIME if this process may use it (its owner and root may). Raise OSError."""
     try:
         return os.open(name, _FILE | os.O_NOATIME, dir_fd=parent_fd)
     except PermissionError:
@@ -162,14 +180,17 @@ def open_file(parent_fd: int, name: bytes) -> int:
 
 
 def data_segments(fd: int, size: int) -> tuple[tuple[int, int], ...] | None:
-    """The runs of data of a file with holes (lseek(2), SEEK_DATA); None where no holes are known."""
+    """Return the (offset, length) extents of data in a file (lseek(2), SEEK_DATA); None if it has no known holes.
+
+    Raise OSError.
+    """
     found = []
     end = 0
     while end < size:
         try:
             start = os.lseek(fd, end, os.SEEK_DATA)
         except OSError as error:
-            if error.errno == errno.ENXIO:  # only a hole is left
+            if error.errno == errno.ENXIO:  # no data after `end`
                 break
             if error.errno == errno.EINVAL:
                 return None
@@ -179,7 +200,7 @@ def data_segments(fd: int, size: int) -> tuple[tuple[int, int], ...] | None:
         try:
             end = min(os.lseek(fd, start, os.SEEK_HOLE), size)
         except OSError as error:
-            if error.errno == errno.ENXIO:  # it was cut off meanwhile
+            if error.errno == errno.ENXIO:  # truncated meanwhile
                 break
             raise
         if start < end:

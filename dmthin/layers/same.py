@@ -1,11 +1,11 @@
-"""Whether a name stands for the same thing in two trees: the rules of a comparison, one by one."""
+"""Equality of one name in two trees, by metadata and, where that is not conclusive, by content."""
 
 import errno
 import os
 import stat
 
 from dmthin.layers.header import NANOSECONDS
-from dmthin.layers.nodes import identity, open_file, through_proc
+from dmthin.layers.nodes import identity, open_file, proc_path
 from dmthin.layers.xattrs import read_xattrs
 from dmthin.units import KIB
 
@@ -13,7 +13,7 @@ _CHUNK = 256 * KIB
 
 
 def same_time(one_ns: int, other_ns: int) -> bool:
-    """Whether two times are one, given that one of them may have lost its nanoseconds in a tar (Docker's rule)."""
+    """Return whether two times are equal; only in seconds if one has no nanoseconds, as in a tar (Docker's rule)."""
     if one_ns == other_ns:
         return True
     one, one_rest = divmod(one_ns, NANOSECONDS)
@@ -22,19 +22,19 @@ def same_time(one_ns: int, other_ns: int) -> bool:
 
 
 def directories_differ(new_fd: int, old_fd: int, new: os.stat_result, old: os.stat_result) -> bool:
-    """Whether two open directories differ in themselves, their times left aside. Raises OSError."""
-    if _untouched(new, old):
+    """Return whether the attributes of two open directories differ, except their times. Raise OSError."""
+    if _is_unchanged(new, old):
         return False
     return _owners_differ(new, old) or read_xattrs(new_fd, layer=True) != read_xattrs(old_fd, layer=True)
 
 
 def leaves_differ(new_fd: int, old_fd: int, name: bytes, new: os.stat_result, old: os.stat_result) -> bool:
-    """Whether `name`, no directory in either, differs between two open directories. Raises OSError.
+    """Return whether `name`, a directory in neither, differs between two open directories. Raise OSError.
 
-    By type, owner, mode, device number, length, modification time, target and attributes; and where all of these
-    agree though the inode was touched, by content.
+    Compared are type, owner, mode, device number, size, modification time, link target and extended attributes; and,
+    if all of these are equal although the inode was changed, the content.
     """
-    if _untouched(new, old):
+    if _is_unchanged(new, old):
         return False
     if _owners_differ(new, old) or new.st_size != old.st_size or new.st_rdev != old.st_rdev:
         return True
@@ -42,14 +42,14 @@ def leaves_differ(new_fd: int, old_fd: int, name: bytes, new: os.stat_result, ol
         return True
     if stat.S_ISLNK(new.st_mode) and os.readlink(name, dir_fd=new_fd) != os.readlink(name, dir_fd=old_fd):
         return True
-    attributes = (read_xattrs(through_proc(fd, name), layer=True) for fd in (new_fd, old_fd))
+    attributes = (read_xattrs(proc_path(fd, name), layer=True) for fd in (new_fd, old_fd))
     if next(attributes) != next(attributes):
         return True
     return stat.S_ISREG(new.st_mode) and not _same_content(new_fd, old_fd, name, new, old)
 
 
-def _untouched(new: os.stat_result, old: os.stat_result) -> bool:
-    """Whether this is an inode that nobody changed since its blocks were shared; its change time would tell."""
+def _is_unchanged(new: os.stat_result, old: os.stat_result) -> bool:
+    """Return whether this inode was not changed since the snapshot: any change would have set its change time."""
     return (
         new.st_ctime_ns == old.st_ctime_ns
         and new.st_ino == old.st_ino
@@ -67,7 +67,7 @@ def _same_content(new_parent: int, old_parent: int, name: bytes, new: os.stat_re
     new_fd = open_file(new_parent, name)
     try:
         if identity(os.fstat(new_fd)) != identity(new):
-            raise OSError(errno.ESTALE, "it was replaced meanwhile")
+            raise OSError(errno.ESTALE, "replaced meanwhile")
         old_fd = open_file(old_parent, name)
         try:
             sparse = all(info.st_blocks * 512 < info.st_size for info in (new, old))
@@ -81,7 +81,7 @@ def _same_content(new_parent: int, old_parent: int, name: bytes, new: os.stat_re
 def _same_data(new: int, old: int, size: int, *, sparse: bool) -> bool:
     at = 0
     while at < size:
-        if sparse:  # what is a hole in both need not be read
+        if sparse:  # skip what is a hole in both
             at = min(_next_data(new, at, size), _next_data(old, at, size))
         piece = os.pread(new, _CHUNK, at)
         if piece != os.pread(old, _CHUNK, at):

@@ -1,4 +1,4 @@
-"""Whatever an image can be made from, opened as one kind of thing: a stream of entries."""
+"""Sources of an image, a tar or a directory, opened as a stream of entries."""
 
 import os
 import stat
@@ -19,9 +19,9 @@ STDIN = "-"
 
 
 class Source(ABC):
-    """Entries with their data, to be iterated over once, each reader used before the next entry is asked for.
+    """Entries with their data. Can be iterated over once; each reader is valid until the next entry is requested.
 
-    `name` is what messages call it. `total` is where `position` will end, None where that is unknown.
+    `name` identifies it in messages. `total` is the final value of `position`, None if unknown.
     """
 
     total: int | None = None
@@ -32,7 +32,7 @@ class Source(ABC):
     @property
     @abstractmethod
     def position(self) -> int:
-        """Bytes read so far: of an archive as it lies in its file, of a directory's files."""
+        """Bytes read so far: of the archive before decompression, or of the files in a directory."""
 
     @abstractmethod
     def __iter__(self) -> Iterator[tuple[Entry, Reader]]: ...
@@ -69,11 +69,11 @@ class _TreeSource(Source):
 def open_source(source: str | os.PathLike[str] | BinaryIO) -> Iterator[Source]:
     """Open a directory or a tar: a path, `-` for standard input, or an open stream.
 
-    A tar is plain or compressed with gzip, xz, zstd or bzip2, which its first bytes tell and not its name. An
-    open stream is asked for nothing but `read(size)`, and is not closed.
-    Raises NotFound, NotPermitted, InvalidValue (a terminal as input), KernelError; while it is read,
-    InvalidValue for whatever is wrong with an archive or with a directory that changes, and KernelError where
-    reading fails.
+    A tar may be compressed with gzip, xz, zstd or bzip2, which is detected by its first bytes, not its name. Of an
+    open stream only `read(size)` is used, and it is not closed.
+    Raise NotFound, NotPermitted, Unavailable (no /proc), InvalidValue (a terminal as input, an invalid path) or
+    KernelError. Iteration raises InvalidValue for an invalid archive or a directory that changes meanwhile,
+    NotPermitted, and KernelError if reading fails.
     """
     if isinstance(source, str) and source == STDIN:
         if os.isatty(0):
@@ -86,7 +86,7 @@ def open_source(source: str | os.PathLike[str] | BinaryIO) -> Iterator[Source]:
         try:
             fd = os.open(path, os.O_RDONLY | os.O_NOCTTY | os.O_CLOEXEC)
         except (OSError, ValueError) as error:
-            raise _unopened(name, error) from error
+            raise _open_error(name, error) from error
         try:
             if stat.S_ISDIR(os.fstat(fd).st_mode):
                 require_proc()
@@ -102,21 +102,21 @@ def open_source(source: str | os.PathLike[str] | BinaryIO) -> Iterator[Source]:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What a source holds: `bytes` is the sum of the lengths of its files, without their holes."""
+    """The size of a source: `bytes` is the sum of its file sizes without holes."""
 
     name: str
     bytes: int
 
 
 def measure_source(source: str | os.PathLike[str]) -> Measured:
-    """Read a directory or a tar to its end, and measure it. Raises what `open_source` and its iteration raise."""
+    """Read a directory or a tar to its end, and return its size. Raise what `open_source` and its iteration raise."""
     with open_source(source) as entries:
         return Measured(entries.name, sum(entry.stored for entry, _ in entries if entry.type is EntryType.FILE))
 
 
-def _unopened(name: str, error: OSError | ValueError) -> DmthinError:
+def _open_error(name: str, error: OSError | ValueError) -> DmthinError:
     if isinstance(error, FileNotFoundError):
-        return NotFound(f"{name} does not exist", hint="give a tar file, a directory, or - for standard input")
+        return NotFound(f"{name} does not exist", hint="pass a tar file, a directory, or - for standard input")
     if isinstance(error, ValueError):
-        return InvalidValue(f"{name} is no path of a file: {error}")
-    return explain(error.errno or 0, f"{name} cannot be opened", SOURCE)
+        return InvalidValue(f"invalid path {name}: {error}")
+    return explain(error.errno or 0, f"cannot open {name}", SOURCE)

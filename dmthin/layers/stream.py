@@ -1,4 +1,4 @@
-"""The bytes of an archive, decompressed as they stream by: no seeking, bounded memory, no cut goes unseen."""
+"""Streaming decompression of an archive: no seeking, bounded memory, truncation always detected."""
 
 import os
 import stat
@@ -9,29 +9,29 @@ from dmthin.errors import InvalidValue, KernelError
 from dmthin.units import KIB, MIB
 
 CHUNK = 256 * KIB
-"""Bytes asked of the input, and of a decompressor, at a time."""
+"""Bytes requested at a time of the input, and of a decompressor."""
 
 XZ_MEMORY = 256 * MIB
-"""What an xz stream may ask of its reader; `xz -9` asks for 65 MiB."""
+"""Bytes of memory that an xz stream may require for decompression; `xz -9` requires 65 MiB."""
 
 _ZSTD_FEED = KIB
-"""Bytes given to zstd at a time. Its binding cannot bound what one call gives back, and a block of 4 bytes
-can stand for 128 KiB: so one call gives 32 MiB at most. Costs 0.5 s per GB beside feeding it 64 KiB."""
+"""Bytes passed to zstd at a time. The binding cannot limit the output of one call, and a block of 4 bytes can
+decompress to 128 KiB: so one call returns at most 32 MiB. Costs 0.5 s per GB compared with passing 64 KiB."""
 
 _BZIP2_STARTS = (bytes.fromhex("314159265359"), bytes.fromhex("177245385090"))
-"""What follows `BZh` and a digit: a block, or the end of a stream without any."""
+"""What follows `BZh` and a digit: the magic of a block, or that of the end of a stream without blocks."""
 
 _LONGEST_MAGIC = 10
 
 
 class Readable(Protocol):
-    """All that is asked of an open archive; `read` may give less than it is asked for, `b""` at the end."""
+    """What an open archive must provide: `read` returns at most `size` bytes, `b""` at the end."""
 
     def read(self, size: int, /) -> bytes | None: ...
 
 
 class _Decompressor(Protocol):
-    """What bz2 and lzma offer; zlib and zstandard are brought to it below."""
+    """The decompressor interface of bz2 and lzma, to which the classes below adapt zlib and zstandard."""
 
     @property
     def eof(self) -> bool: ...
@@ -110,8 +110,8 @@ def _new_bzip2() -> _Decompressor:
     return bz2.BZ2Decompressor()
 
 
-def _own_error(form: str) -> type[Exception]:
-    """What the library of a format, which is loaded by now, raises for data that is corrupt."""
+def _error_type(form: str) -> type[Exception]:
+    """Return the exception that the library of a format raises for corrupt data. The library is loaded already."""
     if form == "gzip":
         import zlib
 
@@ -127,23 +127,23 @@ def _own_error(form: str) -> type[Exception]:
     return OSError
 
 
-def _compression(start: bytes) -> tuple[str, Callable[[], _Decompressor]] | None:
-    """The name and the reader of the format that begins with `start`; None: not compressed."""
+def _detect(start: bytes) -> tuple[str, Callable[[], _Decompressor]] | None:
+    """Return the name and the decompressor of the format whose magic `start` begins with; None: not compressed."""
     if start.startswith(b"\x1f\x8b"):
         return "gzip", _Gzip
     if start.startswith(b"\xfd7zXZ\0"):
         return "xz", _new_xz
     if start.startswith(b"\x28\xb5\x2f\xfd") or (start[1:4] == b"\x2a\x4d\x18" and start[0] >> 4 == 5):
-        return "zstd", _Zstd  # the second is a skippable frame, which pzstd puts first
+        return "zstd", _Zstd  # the second is a skippable frame, which pzstd writes first
     if start.startswith(b"BZh") and start[4:10] in _BZIP2_STARTS:
         return "bzip2", _new_bzip2
     return None
 
 
 class RawInput:
-    """The archive as it lies in the file or comes through the pipe.
+    """The archive before decompression, read from a file or a pipe.
 
-    `position` counts the bytes read; `total` is their number where that is known (a regular file), else None.
+    `position` is the number of bytes read so far; `total` the size in bytes of a regular file, else None.
     """
 
     def __init__(self, source: Readable, name: str) -> None:
@@ -153,18 +153,18 @@ class RawInput:
         self.total = _bytes_left(source)
 
     def chunk(self) -> bytes:
-        """The next bytes, `b""` at the end. Raises KernelError where the input cannot be read."""
+        """Return the next bytes, `b""` at the end. Raise KernelError, and InvalidValue for a non-blocking input."""
         try:
             data = self._source.read(CHUNK)
         except OSError as error:
             raise KernelError(f"{self.name} cannot be read: {error.strerror}", errno=error.errno or 0) from error
         if data is None:
-            raise InvalidValue(f"{self.name} does not wait for its data", hint="give a blocking file or pipe")
+            raise InvalidValue(f"{self.name} is non-blocking", hint="pass a blocking file or pipe")
         self.position += len(data)
         return data
 
     def at_least(self, count: int, start: bytes = b"") -> bytes:
-        """`start` and what follows it until there are `count` bytes, fewer only at the end."""
+        """Return `start` and the bytes after it, at least `count` in total; fewer only at the end."""
         while len(start) < count and (more := self.chunk()):
             start += more
         return start
@@ -183,8 +183,8 @@ def _bytes_left(source: Readable) -> int | None:
 class ByteStream:
     """The decompressed bytes of an archive, in order.
 
-    `offset` counts those given so far. Every method that reads raises InvalidValue for compressed data that
-    is corrupt or cut, and KernelError where the input cannot be read.
+    `offset` is the number of bytes returned so far. Every method that reads raises InvalidValue for compressed data
+    that is corrupt or truncated, and KernelError if the input cannot be read.
     """
 
     def __init__(self, raw: RawInput) -> None:
@@ -195,21 +195,21 @@ class ByteStream:
         self._chunks: Iterator[bytes] | None = None
 
     def prepare(self) -> None:
-        """Read the first bytes and load what decompresses them, so that no file need be opened from then on.
+        """Read the first bytes and import the decompressor for them, so that no file need be opened afterwards.
 
-        Waits for the input; nothing is decompressed yet. Without it, the first reading does this.
+        Wait for the input; decompress nothing yet. The first read does this if `prepare` was not called.
         """
         if self._chunks is None:
             start = self.raw.at_least(_LONGEST_MAGIC)
-            found = _compression(start)
+            found = _detect(start)
             if found is None:
                 self._chunks = _plain(self.raw, start)
             else:
                 found[1]()
-                self._chunks = _expanded(self.raw, start, *found)
+                self._chunks = _decompressed(self.raw, start, *found)
 
     def some(self, limit: int) -> bytes:
-        """The next bytes that are at hand, `limit` at most; `b""` at the end."""
+        """Return 1 to `limit` bytes, as many as are buffered; `b""` at the end."""
         at = self._at
         piece = self._buffer[at : at + limit]
         if not piece:
@@ -224,7 +224,7 @@ class ByteStream:
         return piece
 
     def upto(self, count: int) -> bytes:
-        """The next `count` bytes; fewer only at the end."""
+        """Return the next `count` bytes; fewer only at the end."""
         piece = self.some(count)
         if len(piece) == count:
             return piece
@@ -237,15 +237,15 @@ class ByteStream:
         return b"".join(pieces)
 
     def skip(self, count: int) -> int:
-        """Pass over `count` bytes; returns how many were missing."""
+        """Skip `count` bytes. Return how many of them were missing at the end."""
         while count and (piece := self.some(count)):
             count -= len(piece)
         return count
 
     def drain(self, limit: int) -> bool:
-        """Read to the end, so that a checksum there is verified and a writer at a pipe is not broken off.
+        """Read to the end, so that a final checksum is verified and the writer of a pipe gets no SIGPIPE.
 
-        False if more than `limit` bytes are left, which no archive has.
+        Return False if there are more than `limit` bytes.
         """
         while piece := self.some(CHUNK):
             limit -= len(piece)
@@ -260,16 +260,16 @@ def _plain(raw: RawInput, start: bytes) -> Iterator[bytes]:
         start = raw.chunk()
 
 
-def _expanded(raw: RawInput, data: bytes, form: str, new: Callable[[], _Decompressor]) -> Iterator[bytes]:
-    """The content of one compressed stream after another: all four formats may be concatenated."""
-    errors = (_own_error(form), OSError, EOFError, ValueError)
+def _decompressed(raw: RawInput, data: bytes, form: str, new: Callable[[], _Decompressor]) -> Iterator[bytes]:
+    """Decompress one stream after another: all four formats allow concatenation. Raise InvalidValue."""
+    errors = (_error_type(form), OSError, EOFError, ValueError)
     while data:
         decompressor = new()
         while not decompressor.eof:
             if decompressor.needs_input and not data:
                 data = raw.chunk()
                 if not data:
-                    raise InvalidValue(f"{raw.name} is cut: its {form} data ends too early")
+                    raise InvalidValue(f"{raw.name} is truncated: unexpected end of its {form} data")
             try:
                 piece = decompressor.decompress(data, CHUNK)
             except errors as error:
@@ -277,13 +277,13 @@ def _expanded(raw: RawInput, data: bytes, form: str, new: Callable[[], _Decompre
             data = b""
             if piece:
                 yield piece
-        data = _after_padding(raw, decompressor.unused_data)
-        if data and ((found := _compression(data)) is None or found[0] != form):
-            raise InvalidValue(f"{raw.name} has something else after its {form} data")
+        data = _skip_padding(raw, decompressor.unused_data)
+        if data and ((found := _detect(data)) is None or found[0] != form):
+            raise InvalidValue(f"{raw.name} has trailing data after its {form} data")
 
 
-def _after_padding(raw: RawInput, data: bytes) -> bytes:
-    """The start of the next stream behind zero padding (tapes, xz), `b""` at the end."""
+def _skip_padding(raw: RawInput, data: bytes) -> bytes:
+    """Return the start of the next stream after zero padding (tapes, xz), `b""` at the end."""
     data = data.lstrip(b"\0")
     while not data and (more := raw.chunk()):
         data = more.lstrip(b"\0")

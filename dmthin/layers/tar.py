@@ -1,9 +1,8 @@
-"""Reading a tar as a stream of entries: ustar, V7, GNU and PAX, with sparse files and extended attributes.
+"""A streaming tar reader: ustar, V7, GNU and PAX, with sparse files and extended attributes.
 
-Strict where tolerance would make a short or wrong tree of a damaged archive: a header that does not verify in
-the middle is an error and not the end, and so is a member that is cut. As GNU tar does, an archive without
-the blocks of zeros at its end is accepted when its last member is whole. Global PAX headers are passed over,
-as Docker does.
+It is strict where tolerance would turn a damaged archive into an incomplete tree: an invalid header in the middle is
+an error and not the end of the archive, and so is a truncated member. Like GNU tar, it accepts an archive without the
+final blocks of zeros if the last member is complete. Global PAX headers are ignored, as in Docker.
 """
 
 import os
@@ -17,8 +16,8 @@ from dmthin.layers.header import (
     LARGEST,
     NANOSECONDS,
     ZERO_BLOCK,
-    Header,
     Malformed,
+    TarHeader,
     parse_decimal,
     parse_header,
     parse_sparse,
@@ -28,16 +27,16 @@ from dmthin.layers.stream import ByteStream
 from dmthin.units import MIB
 
 _MAX_TRAILER = 64 * MIB
-"""Bytes behind an archive's end that are read over: tape blocks are padded, at most by some MiB."""
+"""Bytes skipped after the end of an archive. Padding to a tape record has at most a few MiB."""
 
 MAX_EXTENSION = MIB
-"""Bytes of a long name or a PAX header; the limit of Docker too (maxSpecialFileSize of Go's archive/tar)."""
+"""Limit in bytes of a long name or a PAX header, the same as Docker's (maxSpecialFileSize of Go's archive/tar)."""
 
 MAX_SEGMENTS = 1 << 18
-"""Runs of data in one sparse file: some 40 MiB of memory."""
+"""Limit of extents in one sparse file: about 40 MiB of memory."""
 
 MAX_ID = (1 << 32) - 2
-"""The greatest user or group id; the one above it tells chown(2) to change nothing."""
+"""The largest user or group id. For the next one, -1, chown(2) leaves the owner unchanged."""
 
 _MAX_MAJOR, _MAX_MINOR = (1 << 12) - 1, (1 << 20) - 1
 _MAX_TIME = (1 << 62) * NANOSECONDS
@@ -56,8 +55,8 @@ _TYPES = {
 }
 
 
-class _Data:
-    """The data of one member; what is not read of it is skipped."""
+class _MemberData:
+    """The data of one member. `skip` passes over what has not been read."""
 
     __slots__ = ("_archive", "_left", "_name", "_stream")
 
@@ -72,23 +71,24 @@ class _Data:
             return b""
         piece = self._stream.some(min(limit, self._left))
         if not piece:
-            raise self._cut()
+            raise self._truncated()
         self._left -= len(piece)
         return piece
 
     def skip(self, padding: int) -> None:
         if self._stream.skip(self._left + padding):
-            raise self._cut()
+            raise self._truncated()
         self._left = 0
 
-    def _cut(self) -> InvalidValue:
-        return InvalidValue(f"{self._archive} is cut: it ends within {shown(self._name)}")
+    def _truncated(self) -> InvalidValue:
+        return InvalidValue(f"{self._archive} is truncated: it ends within {shown(self._name)}")
 
 
 class TarReader:
-    """Iterates over the (entry, reader) pairs of an archive; a reader is good until the next is asked for.
+    """Iterates over the (entry, reader) pairs of an archive. A reader is valid until the next entry is requested.
 
-    Raises InvalidValue, with the archive's name and the place, for all that is not a whole and sound tar.
+    Iteration raises InvalidValue, with the archive's name and the offset, for anything but a complete, valid tar; and
+    what ByteStream raises.
     """
 
     def __init__(self, stream: ByteStream, name: str) -> None:
@@ -111,27 +111,27 @@ class TarReader:
                     continue
                 entry, stored = self._entry(header, block, extended)
             except Malformed as error:
-                raise self._broken(error, at) from None
+                raise self._invalid(error, at) from None
             extended = None
             if stored:
-                data = _Data(self._stream, stored, self._name, entry.path)
+                data = _MemberData(self._stream, stored, self._name, entry.path)
                 yield entry, data
                 data.skip(-stored % BLOCK)
             else:
                 yield entry, NO_DATA
         if not self._stream.drain(_MAX_TRAILER):
-            raise InvalidValue(f"{self._name} does not end where its tar does", hint="give an archive and nothing more")
+            raise InvalidValue(f"{self._name} has data after the end of the tar", hint="pass a single archive")
 
-    def _broken(self, error: Malformed, at: int) -> InvalidValue:
+    def _invalid(self, error: Malformed, at: int) -> InvalidValue:
         if at:
             return InvalidValue(f"{self._name} is corrupt at byte {at} of the tar: {error}")
         return InvalidValue(
             f"{self._name} is not a tar archive: {error}",
-            hint="give a tar, plain or compressed with gzip, xz, zstd or bzip2",
+            hint="pass a tar, plain or compressed with gzip, xz, zstd or bzip2",
         )
 
     def _next_block(self) -> bytes | None:
-        """The next header block; None at the end of the archive."""
+        """Return the next header block, None at the end of the archive. Raise Malformed."""
         first = self._stream.offset == 0
         block = self._stream.upto(BLOCK)
         if len(block) < BLOCK:
@@ -140,16 +140,16 @@ class TarReader:
             return None
         if block != ZERO_BLOCK:
             return block
-        # One block of zeros and then nothing is the sloppy end that GNU tar and Go accept. With more behind
-        # it, it is a hole in a damaged archive (Go: ErrHeader; GNU tar would stop here with a warning).
+        # POSIX ends an archive with two blocks of zeros; GNU tar and Go also accept one that is the last block. With
+        # data after it, it is a hole in a damaged archive (Go: ErrHeader; GNU tar stops here with a warning).
         if self._stream.upto(BLOCK) not in (b"", ZERO_BLOCK):
-            raise Malformed("a lone block of zeros, and more behind it")
+            raise Malformed("a lone block of zeros followed by data")
         return None
 
-    def _extend(self, extended: Extended | None, header: Header) -> Extended | None:
-        """Read an extended header and add it to what is known of the next entry."""
+    def _extend(self, extended: Extended | None, header: TarHeader) -> Extended | None:
+        """Read the content of an extended header and add it to `extended`. Raise Malformed."""
         if not 0 <= header.size <= MAX_EXTENSION:
-            raise Malformed(f"an extended header of {header.size} bytes where {MAX_EXTENSION} are the limit")
+            raise Malformed(f"an extended header of {header.size} bytes, more than the limit of {MAX_EXTENSION}")
         data = self._stream.upto(header.size)
         if len(data) < header.size or self._stream.skip(-header.size % BLOCK):
             raise Malformed("it ends within an extended header")
@@ -159,23 +159,23 @@ class TarReader:
         extended.add(header.type, data)
         return extended
 
-    def _entry(self, header: Header, block: bytes, extended: Extended | None) -> tuple[Entry, int]:
-        """The entry of a header, and the bytes of its data in the archive from here on."""
+    def _entry(self, header: TarHeader, block: bytes, extended: Extended | None) -> tuple[Entry, int]:
+        """Return the entry of a header, and how many bytes of data follow in the archive. Raise Malformed."""
         if extended is not None:
             header = extended.complete(header)
         kind = _TYPES.get(header.type)
         if kind is None:
             raise Malformed(f"{shown(header.name)} has the unknown type {header.type!r}")
         if header.type == b"\0" and header.name.endswith(b"/"):
-            kind = EntryType.DIRECTORY  # how V7 tars write one
+            kind = EntryType.DIRECTORY  # V7 has no type flag for directories
         if not (
             0 <= header.size <= LARGEST
             and 0 <= header.uid <= MAX_ID
             and 0 <= header.gid <= MAX_ID
             and -_MAX_TIME <= header.mtime_ns <= _MAX_TIME
         ):
-            raise Malformed(f"{shown(header.name)} has an impossible size, owner or time")
-        # Types other than a file have no data, whatever size they state (Go and Python read them so too).
+            raise Malformed(f"{shown(header.name)} has an invalid size, owner or time")
+        # Only files have data, whatever size the header of another type states (the same in Go and Python).
         size = stored = header.size if kind is EntryType.FILE else 0
         segments = None
         if kind is EntryType.FILE:
@@ -187,7 +187,7 @@ class TarReader:
                     stored, pairs = self._sparse_map(stored)
                 else:
                     pairs = extended.sparse_map()
-                segments = _checked(pairs, size, stored)
+                segments = _validated(pairs, size, stored)
         entry = Entry(
             header.name,
             kind,
@@ -204,7 +204,10 @@ class TarReader:
         return entry, stored
 
     def _sparse_gnu(self, block: bytes, stored: int) -> tuple[int, tuple[tuple[int, int], ...] | None]:
-        """The size and the runs of a file of GNU's type S, whose map goes on in blocks after its header."""
+        """Return the size and the extents of a file of GNU's type S. Raise Malformed.
+
+        Its map continues in extension blocks between the header and the data.
+        """
         size = parse_sparse_size(block)
         pairs, more = parse_sparse(block, continued=False)
         while more:
@@ -214,18 +217,22 @@ class TarReader:
             found, more = parse_sparse(block, continued=True)
             pairs += found
             if len(pairs) > MAX_SEGMENTS:
-                raise Malformed(f"a sparse file of more than {MAX_SEGMENTS} pieces")
-        return size, _checked(pairs, size, stored)
+                raise Malformed(f"a sparse map of more than {MAX_SEGMENTS} extents")
+        return size, _validated(pairs, size, stored)
 
     def _sparse_map(self, stored: int) -> tuple[int, Segments]:
-        """Read the map of version 1.0, decimal lines before the data; first what is left of `stored` then."""
+        """Read the sparse map of version 1.0, decimal lines in whole blocks before the data. Raise Malformed.
+
+        The first line is the number of extents; the offset and the length of each follow. Return what the map leaves
+        of the `stored` bytes, and the extents.
+        """
         numbers: list[int] = []
-        wanted = -1
+        wanted = -1  # numbers after the first line; -1: the first line has not been read
         rest = b""
         while wanted < 0 or len(numbers) < wanted:
             block = self._stream.upto(BLOCK)
             if len(block) < BLOCK or stored < BLOCK or len(rest) > BLOCK:
-                raise Malformed("a sparse map does not end")
+                raise Malformed("an unterminated sparse map")
             stored -= BLOCK
             *lines, rest = (rest + block).split(b"\n")
             for line in lines:
@@ -233,29 +240,32 @@ class TarReader:
                 if wanted >= 0:
                     numbers.append(value)
                 elif value > MAX_SEGMENTS:
-                    raise Malformed(f"a sparse file of more than {MAX_SEGMENTS} pieces")
+                    raise Malformed(f"a sparse map of more than {MAX_SEGMENTS} extents")
                 else:
                     wanted = 2 * value
         return stored, list(zip(numbers[:wanted:2], numbers[1:wanted:2], strict=True))
 
 
-def _device(header: Header) -> int:
+def _device(header: TarHeader) -> int:
     if not (0 <= header.major <= _MAX_MAJOR and 0 <= header.minor <= _MAX_MINOR):
-        raise Malformed(f"{shown(header.name)} has the impossible device number {header.major}:{header.minor}")
+        raise Malformed(f"{shown(header.name)} has the invalid device number {header.major}:{header.minor}")
     return os.makedev(header.major, header.minor)
 
 
-def _checked(pairs: Segments, size: int, stored: int) -> tuple[tuple[int, int], ...] | None:
-    """The runs of a sparse file, proven to be in order and to hold what is stored; None: there is no hole."""
+def _validated(pairs: Segments, size: int, stored: int) -> tuple[tuple[int, int], ...] | None:
+    """Return the extents of a sparse file, None if it has no hole.
+
+    Raise Malformed unless they are ascending, within `size`, and `stored` bytes in total.
+    """
     segments = []
     end = total = 0
     for offset, length in pairs:
         if offset < end or length < 0 or offset + length > size:
-            raise Malformed("a sparse map that contradicts itself")
+            raise Malformed("an inconsistent sparse map")
         end = offset + length
         total += length
-        if length:  # GNU tar marks the end of a file by a run of no length
+        if length:  # GNU tar marks the end of a file by an extent of length 0
             segments.append((offset, length))
     if total != stored or size > LARGEST:
-        raise Malformed("a sparse map that contradicts its sizes")
+        raise Malformed("a sparse map inconsistent with the sizes in its headers")
     return None if segments == [(0, size)] else tuple(segments)

@@ -1,7 +1,7 @@
-"""Writing entries as a tar that dockerd, GNU tar and Python read alike: ustar, and PAX where that is too narrow.
+"""A tar writer whose archives dockerd, GNU tar and Python read alike: ustar, with PAX records where ustar is too small.
 
-POSIX.1-2001, pax, "ustar Interchange Format" and "pax Extended Header". Only plain data is written, holes as the
-zeros that they stand for, because dockerd rebuilds archives from file contents and knows no sparse formats.
+POSIX.1-2001, pax, "ustar Interchange Format" and "pax Extended Header". Holes are written as zeros, because dockerd
+reassembles archives from file contents and does not support sparse formats.
 """
 
 import os
@@ -29,21 +29,22 @@ _MAGIC = b"ustar\x0000"
 _NAME, _PREFIX = 100, 155
 _MAX_ID = 0o7777777
 _MAX_LONG = 0o77777777777
-"""The greatest size and time that eleven octal digits hold: 8 GiB, the year 2242."""
+"""The largest size (8 GiB) and time (in the year 2242) in eleven octal digits."""
 
 Records = list[tuple[bytes, bytes]]
+"""(key, value) of PAX records."""
 
 
 class Writable(Protocol):
-    """All that is asked of an open output: `write` takes all that it is given."""
+    """What an output must provide: `write` accepts all bytes that it is passed."""
 
     def write(self, data: bytes, /) -> object: ...
 
 
-class Output:
-    """Gathers small pieces for a descriptor, which it does not close; what is not flushed is not written.
+class FdWriter:
+    """Buffers writes to a descriptor, which it does not close. Call `flush` at the end.
 
-    `written` counts the bytes taken so far. Raises KernelError where the descriptor cannot be written to.
+    `written` is the number of bytes accepted so far. Both methods raise KernelError if writing fails.
     """
 
     def __init__(self, fd: int) -> None:
@@ -53,7 +54,7 @@ class Output:
         self.written = 0
 
     def write(self, data: bytes, /) -> None:
-        """Take some bytes."""
+        """Add bytes to the buffer, and flush it if it is full."""
         self._pieces.append(data)
         self._held += len(data)
         self.written += len(data)
@@ -61,37 +62,37 @@ class Output:
             self.flush()
 
     def flush(self) -> None:
-        """Write out what was taken."""
+        """Write the buffer to the descriptor."""
         left = memoryview(b"".join(self._pieces))
         self._pieces, self._held = [], 0
         try:
             while left:
                 left = left[os.write(self._fd, left) :]
         except OSError as error:
-            raise KernelError(f"the output cannot be written: {error.strerror}", errno=error.errno or 0) from error
+            raise KernelError(f"cannot write the output: {error.strerror}", errno=error.errno or 0) from error
 
 
 class TarWriter:
-    """Writes entries one by one; what it has written is a whole archive once `end` was called, and not before.
+    """Writes entries one by one. The archive is complete once `end` was called.
 
-    Names lose their leading slashes, those of directories end in one. Times have nanoseconds where they have any;
-    there are no names of owners and no other times. Names, link targets and values of attributes are written as
-    the bytes that they are. Raises InvalidValue where an entry has more attributes than readers take, or where its
-    data ends before its size; all that `output` and the readers raise passes through.
+    Leading slashes of paths are removed; paths of directories end in a slash. Times have nanoseconds if the entry's
+    time has; other times and the names of owners are not written. Paths, link targets and values of extended attributes
+    are written as raw bytes. `add` raises InvalidValue for an entry with more attributes than readers accept, or with
+    less data than its size; and what `output` and the readers raise.
     """
 
     def __init__(self, output: Writable) -> None:
         self._write = output.write
 
     def add(self, entry: Entry, data: Reader = NO_DATA) -> None:
-        """Write one entry, its data read from `data`."""
+        """Write one entry, with the data that `data` returns."""
         size = entry.size if entry.type is EntryType.FILE else 0
         self._write(_headers(entry, size))
         if size:
             self._data(entry, data, size)
 
     def remove(self, path: bytes, mtime_ns: int) -> None:
-        """Write that `path` is gone (OCI image specification, "Whiteouts")."""
+        """Write a whiteout of `path` (OCI image specification, layer.md, "Whiteouts")."""
         parent, slash, name = path.lstrip(b"/").rpartition(b"/")
         self.add(Entry(parent + slash + PREFIX + name, EntryType.FILE, 0, mtime_ns=mtime_ns))
 
@@ -107,7 +108,7 @@ class TarWriter:
             while length:
                 piece = data.read(min(length, _CHUNK))
                 if not piece:
-                    raise InvalidValue(f"the data of {shown(entry.path)} ends before its size")
+                    raise InvalidValue(f"the data of {shown(entry.path)} is shorter than its size")
                 self._write(piece)
                 length -= len(piece)
         self._zeros(size - at + -size % BLOCK)
@@ -119,7 +120,7 @@ class TarWriter:
 
 
 def _headers(entry: Entry, size: int) -> bytes:
-    """The header of an entry, behind the PAX header that it may need."""
+    """Return the header of an entry, preceded by a PAX header if it needs one. Raise InvalidValue."""
     path = entry.path.lstrip(b"/")
     if entry.type is EntryType.DIRECTORY:
         path = (path or b".").rstrip(b"/") + b"/"
@@ -140,7 +141,7 @@ def _headers(entry: Entry, size: int) -> bytes:
     gid = _or_record(records, b"gid", entry.gid, _MAX_ID)
     length = _or_record(records, b"size", size, _MAX_LONG)
     for key, value in sorted(entry.xattrs.items()):
-        # GNU tar's way to write what would end the key (xheader.c, xattr_encode_keyword).
+        # Like GNU tar, encode the character that would end the key (xheader.c, xattr_encode_keyword).
         safe = key.encode("utf-8", "surrogateescape").replace(b"%", b"%25").replace(b"=", b"%3D")
         records.append((b"SCHILY.xattr." + safe, value))
     device = os.major(entry.device), os.minor(entry.device)
@@ -176,7 +177,7 @@ def _block(
 
 
 def _split(path: bytes) -> tuple[bytes, bytes]:
-    """The prefix and the name that a ustar header holds; no name where it cannot hold the path."""
+    """Return the prefix and name fields of a ustar header for a path; an empty name if they cannot hold it."""
     if not path.isascii() or len(path) > _PREFIX + 1 + _NAME:
         return b"", b""
     if len(path) <= _NAME:
@@ -187,12 +188,12 @@ def _split(path: bytes) -> tuple[bytes, bytes]:
 
 
 def _ascii(path: bytes) -> bytes:
-    """Something like a path, for readers that do not know PAX."""
+    """Return an ASCII approximation of a path, for readers without support for PAX."""
     return path[:_NAME].decode("ascii", "replace").replace("\ufffd", "_").encode()
 
 
 def _or_record(records: Records, key: bytes, value: int, limit: int) -> int:
-    """The value for the header's field, 0 if it does not fit, for then a record tells it."""
+    """Return the value for a header field, or 0 if it exceeds `limit`; then add a PAX record for it."""
     if value <= limit:
         return value
     records.append((key, b"%d" % value))
@@ -201,8 +202,9 @@ def _or_record(records: Records, key: bytes, value: int, limit: int) -> int:
 
 def _record(key: bytes, value: bytes) -> bytes:
     rest = len(key) + len(value) + 3
+    # The length includes its own digits, which may carry it to one digit more.
     length = rest + len(str(rest))
-    length = rest + len(str(length))  # its own digits may have added one
+    length = rest + len(str(length))
     return b"%d %b=%b\n" % (length, key, value)
 
 

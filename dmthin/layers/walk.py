@@ -1,4 +1,4 @@
-"""A directory as a stream of entries, read so that a tree that changes meanwhile cannot lead astray."""
+"""A directory tree as a stream of entries, safe against concurrent changes of the tree."""
 
 import logging
 import os
@@ -8,16 +8,16 @@ from dataclasses import dataclass
 
 from dmthin.errors import InvalidValue, Unavailable
 from dmthin.kernel.openat import DIRECTORY
-from dmthin.layers.confine import MAX_PATH, ascend
+from dmthin.layers.confine import MAX_PATH
 from dmthin.layers.entry import NO_DATA, Entry, Reader, shown
-from dmthin.layers.nodes import Identity, NodeReader, identity, names
+from dmthin.layers.nodes import Identity, NodeReader, ascend, identity, names
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
 class _Level:
-    """A directory on the way from the root: its path, what is left to do in it, last first."""
+    """A directory between the root and the current one: its path, and the names not visited yet, last first."""
 
     path: bytes
     identity: Identity
@@ -25,17 +25,17 @@ class _Level:
 
 
 class TreeWalker:
-    """Iterates over the (entry, reader) pairs of a directory: itself, as `.`, then all below it by name.
+    """Iterates over the (entry, reader) pairs of a directory tree, depth first, by name; the root comes first as `.`.
 
-    Everything that root can read is there: owners, modes, times in nanoseconds, extended attributes, devices,
-    fifos, holes; names of one inode become hard links to the first. Sockets are left out. Like
-    `tar --one-file-system`, it lists a mount point but not what is below it. Names are opened relative to
-    their directory and no link is followed.
+    Entries contain everything that root can read: owners, modes, times in nanoseconds, extended attributes, devices,
+    fifos, holes. Further names of an inode become hard links to its first one. Sockets are skipped. Like
+    `tar --one-file-system`, it lists a mount point but nothing below it. Names are opened relative to their directory,
+    and no symbolic link is followed.
 
-    What vanishes before it is read is left out. InvalidValue: a directory was moved or replaced, a file
-    shrank while it was read, a path is longer than the kernel takes. NotPermitted: something cannot be read.
-    Memory: the names of the directories on the way down, and of files with several names not all seen yet.
-    `position` counts the bytes of file data read.
+    What vanishes before it is read is skipped. Iteration raises InvalidValue (a directory was moved or replaced, a
+    file shrank while it was read, a path is longer than the kernel allows), NotPermitted or KernelError (something
+    cannot be read). Memory use: the names in the directories between the root and the current one, and the files with
+    several links that have not all been visited. `position` is the number of bytes of file data read so far.
     """
 
     def __init__(self, root_fd: int, name: str) -> None:
@@ -70,13 +70,13 @@ class TreeWalker:
                         info = os.lstat(name, dir_fd=fd)
                         if not stat.S_ISDIR(info.st_mode):
                             if stat.S_ISSOCK(info.st_mode):
-                                logger.debug("%s: left out the socket %s", self._name, shown(path))
+                                logger.debug("%s: skipped the socket %s", self._name, shown(path))
                             else:
                                 yield from self._nodes.leaf(fd, name, path, info)
                             continue
                         inner = os.open(name, DIRECTORY | os.O_NOFOLLOW, dir_fd=fd)
                     except FileNotFoundError:
-                        logger.info("%s: left out %s, which vanished", self._name, shown(path))
+                        logger.info("%s: skipped %s, which vanished", self._name, shown(path))
                         continue
                     try:
                         info = os.fstat(inner)
@@ -85,16 +85,16 @@ class TreeWalker:
                             levels.append(_Level(path, identity(info), names(inner)))
                             fd, inner = inner, fd
                         else:
-                            logger.warning("%s: left out the file system at %s", self._name, shown(path))
+                            logger.warning("%s: skipped the file system mounted at %s", self._name, shown(path))
                     finally:
                         os.close(inner)
             finally:
                 os.close(fd)
         except OSError as error:
-            raise self._nodes.explained(path, error) from error
+            raise self._nodes.read_error(path, error) from error
 
 
 def require_proc() -> None:
-    """Raises Unavailable without /proc, through which attributes of links and devices are read."""
+    """Raise Unavailable unless /proc is mounted: attributes of links and devices are read through it."""
     if not os.path.isdir("/proc/self/fd"):  # noqa: PTH112
-        raise Unavailable("/proc is not there", hint="mount it: mount -t proc proc /proc")
+        raise Unavailable("/proc is not mounted", hint="run: mount -t proc proc /proc")

@@ -1,53 +1,56 @@
-"""The marks of a layer that say what is gone: `.wh.NAME`, `.wh..wh..opq` and what else aufs left behind.
+"""Whiteouts: entries of a layer that delete what a lower layer holds, and other special names of aufs.
 
-Described in the OCI image specification, layer.md, "Whiteouts"; that names which begin with `.wh..wh.` at the
-root are aufs' own, and `.wh..wh.plnk` holds files for hard links to lead to, is Docker's.
+`.wh.NAME` and `.wh..wh..opq` are specified by the OCI image specification, layer.md, "Whiteouts". Docker treats names
+that begin with `.wh..wh.` at the root as metadata of aufs, and takes the files in `.wh..wh.plnk` for the targets of
+hard links (pkg/archive/diff.go).
 """
 
 from collections import defaultdict
 from enum import Enum, auto
 
 PREFIX = b".wh."
-_OWN = b".wh..wh."
+_AUFS_PREFIX = b".wh..wh."
 _OPAQUE = b".wh..wh..opq"
-LINKED = b".wh..wh.plnk"
+LINK_TARGETS = b".wh..wh.plnk"
+"""The directory of aufs whose files are targets of hard links (pseudo-links), and not part of the tree."""
 
 
-class Mark(Enum):
-    """What an entry of a layer asks for."""
+class WhiteoutKind(Enum):
+    """The meaning of an entry's name in a layer."""
 
     NONE = auto()
-    """To be made."""
+    """Not a whiteout: the entry is created."""
 
-    GONE = auto()
-    """To remove the name behind the prefix."""
+    DELETE = auto()
+    """Removes the name after the prefix."""
 
-    EMPTIED = auto()
-    """To remove what its directory held before this layer."""
+    OPAQUE = auto()
+    """Removes what lower layers hold in its directory."""
 
-    LINKED = auto()
-    """To be made for hard links, and to be gone at the end."""
+    LINK_TARGET = auto()
+    """Created as the target of hard links, and removed at the end."""
 
     IGNORED = auto()
     MALFORMED = auto()
 
 
-def mark(parent: bytes, name: bytes, *, is_file: bool) -> Mark:
-    """What the entry with this cleaned name, in two parts, asks for."""
+def whiteout_kind(parent: bytes, name: bytes, *, is_file: bool) -> WhiteoutKind:
+    """Return the meaning of an entry whose normalized path consists of `parent` and `name`."""
     top = parent.partition(b"/")[0] or name
-    if top.startswith(_OWN) and (parent or name != _OPAQUE):
-        return Mark.LINKED if top == LINKED and parent and is_file else Mark.IGNORED
+    if top.startswith(_AUFS_PREFIX) and (parent or name != _OPAQUE):
+        return WhiteoutKind.LINK_TARGET if top == LINK_TARGETS and parent and is_file else WhiteoutKind.IGNORED
     if not name.startswith(PREFIX):
-        return Mark.NONE
+        return WhiteoutKind.NONE
     if name == _OPAQUE:
-        return Mark.EMPTIED
-    return Mark.MALFORMED if name[len(PREFIX) :] in (b"", b".", b"..") else Mark.GONE
+        return WhiteoutKind.OPAQUE
+    return WhiteoutKind.MALFORMED if name[len(PREFIX) :] in (b"", b".", b"..") else WhiteoutKind.DELETE
 
 
-class Made:
-    """The names that this layer made or touched, by the inode of their directory: links do not mislead it.
+class CreatedNames:
+    """The names that this layer has created, which an opaque whiteout must not remove.
 
-    An inode that is used anew is this layer's own, with all that it holds, so nothing need be taken back.
+    They are recorded by the inode of their directory, so that symbolic links in paths make no difference. A name whose
+    inode number is reused need not be dropped: the new inode was created by this layer, with all that it holds.
     """
 
     __slots__ = ("_names",)
@@ -56,9 +59,9 @@ class Made:
         self._names: defaultdict[int, set[bytes]] = defaultdict(set)
 
     def add(self, directory: int, name: bytes) -> None:
-        """Keep in mind that `name` was made in the directory with this inode number."""
+        """Record that `name` was created in the directory with this inode number."""
         self._names[directory].add(name)
 
-    def holds(self, directory: int, name: bytes) -> bool:
-        """Whether this layer made `name` there."""
+    def contains(self, directory: int, name: bytes) -> bool:
+        """Return whether this layer created `name` in the directory with this inode number."""
         return directory in self._names and name in self._names[directory]

@@ -1,7 +1,7 @@
-"""One job on a layer's tree in a process of its own, shut in because layers come from strangers.
+"""One job on a layer's tree in a sandboxed process, because layers come from untrusted sources.
 
-`python -m dmthin.layers.worker JOB`, which `dmthin.layers.job` describes. What a hostile layer might make of this
-process has the two trees, three pipes and a share of the CPU, and nothing of the host.
+`python -m dmthin.layers.worker JOB`; see `dmthin.layers.job` for JOB. A malicious layer that takes over this process
+can reach the two trees, three pipes and some CPU time, and nothing else of the host.
 """
 
 import json
@@ -21,17 +21,18 @@ from dmthin.layers.idmap import IdMap, Owners, Unmapped
 from dmthin.layers.job import Job, Verb, parse_job
 from dmthin.layers.stream import CHUNK, ByteStream, RawInput
 from dmthin.layers.tar import TarReader
-from dmthin.layers.tarwriter import Output, TarWriter
-from dmthin.layers.unpack import Unpacker
+from dmthin.layers.tarwriter import FdWriter, TarWriter
+from dmthin.layers.unpacker import Unpacker
 
 _WARNINGS = 100
 _KILLED = 137
 _LONGEST = 1000
-"""Characters of a message in a report, six bytes each at most: a pipe takes that though nobody reads it yet."""
+"""Limit in characters of a message and of a hint, each at most six bytes in JSON: a report fits into a pipe's buffer.
+"""
 
 
-class _Warnings(logging.StreamHandler):  # type: ignore[type-arg]  # generic to mypy only
-    """A log that a hostile layer cannot fill."""
+class _LimitedHandler(logging.StreamHandler):  # type: ignore[type-arg]  # generic to mypy only
+    """A log handler that drops all but the first records, so that a malicious layer cannot fill the log."""
 
     def __init__(self) -> None:
         super().__init__(sys.stderr)
@@ -44,8 +45,8 @@ class _Warnings(logging.StreamHandler):  # type: ignore[type-arg]  # generic to 
 
 
 @dataclass(frozen=True, slots=True)
-class _Input:
-    """Standard input, with nothing around it."""
+class _Stdin:
+    """Unbuffered standard input."""
 
     def read(self, size: int, /) -> bytes:
         return os.read(0, size)
@@ -58,21 +59,21 @@ class _Input:
 
 
 def main(arguments: list[str]) -> int:
-    """Do the job; the exit status."""
+    """Carry out the job and write its report. Return the exit status."""
     if len(arguments) != 1:
         sys.exit("usage: python -m dmthin.layers.worker JOB")
     try:
         job, report = parse_job(arguments[0])
     except InvalidValue as error:
         sys.exit(str(error))
-    priority.reset_priority()  # the daemon that has started this process may have raised its own
+    priority.reset_priority()  # the daemon, from which this process inherits, runs at a raised priority
     answer: dict[str, object]
     try:
         answer = {"size": _run(job, report)}
     except Exception as error:
-        answer = {"error": _described(job, error)}
+        answer = {"error": _error_report(job, error)}
     if job.verb is Verb.APPLY:
-        _drain()
+        _drain_stdin()
     text = json.dumps(answer).encode()
     while text:
         text = text[os.write(report, text) :]
@@ -81,14 +82,14 @@ def main(arguments: list[str]) -> int:
 
 def _run(job: Job, report: int) -> int:
     namespace.die_with_parent()
-    logging.getLogger().addHandler(_Warnings())
+    logging.getLogger().addHandler(_LimitedHandler())
     logging.getLogger().setLevel(logging.WARNING)
-    _load_all()
-    stream = ByteStream(RawInput(_Input(), job.name))
+    _preload()
+    stream = ByteStream(RawInput(_Stdin(), job.name))
     if job.verb is Verb.APPLY:
         stream.prepare()
     namespace.confine(job.descriptors(report))
-    _heed_failpoint()
+    _arm_failpoint()
     match job.verb:
         case Verb.APPLY:
             return _apply(job, stream)
@@ -97,18 +98,18 @@ def _run(job: Job, report: int) -> int:
         case Verb.CHANGES:
             return _changes(job)
         case Verb.SIZE:
-            return sum(change.size for change in _compared(job, read=False))
+            return sum(change.size for change in _comparer(job, read=False))
 
 
-def _load_all() -> None:
-    """Load what Python otherwise loads when it is first needed, since no file can be opened later."""
+def _preload() -> None:
+    """Make Python import the codecs that it imports on first use: no file can be opened in the sandbox."""
     shown(b"\x01\xff")
     "\udcff".encode("utf-8", "surrogateescape").decode("ascii", "replace")
     json.dumps({"error": "\x01\udcff"})
 
 
-def _heed_failpoint() -> None:
-    """Let a test end this process at the Nth step: as the first of its namespace it cannot kill itself."""
+def _arm_failpoint() -> None:
+    """Let DMTHIN_FAILPOINT end this process by exit(2): the init of a pid namespace cannot kill itself by a signal."""
     left = int(os.environ.get("DMTHIN_FAILPOINT", "0"))
 
     def passed(_: str) -> None:
@@ -132,16 +133,16 @@ def _apply(job: Job, stream: ByteStream) -> int:
         return unpacker.bytes
 
 
-def _compared(job: Job, *, read: bool) -> TreeComparer:
+def _comparer(job: Job, *, read: bool) -> TreeComparer:
     return TreeComparer(job.root, job.parent, job.name, read=read)
 
 
 def _diff(job: Job) -> int:
     owners = _owners(job)
-    output = Output(1)
+    output = FdWriter(1)
     writer = TarWriter(output)
     now = time.time_ns() // NANOSECONDS * NANOSECONDS
-    for change in _compared(job, read=True):
+    for change in _comparer(job, read=True):
         if change.entry is None:
             writer.remove(change.path, now)
             continue
@@ -156,10 +157,10 @@ def _diff(job: Job) -> int:
 
 
 def _changes(job: Job) -> int:
-    output = Output(1)
+    output = FdWriter(1)
     output.write(b'{"Changes":[')
     count = 0
-    for count, change in enumerate(_compared(job, read=False), 1):
+    for count, change in enumerate(_comparer(job, read=False), 1):
         path = json.dumps("/" + change.path.decode("utf-8", "replace"))
         output.write(b'%b{"Path":%b,"Kind":%d}' % (b"," if count > 1 else b"", path.encode(), change.kind))
     output.write(b"]}\n")
@@ -167,8 +168,8 @@ def _changes(job: Job) -> int:
     return count
 
 
-def _drain() -> None:
-    """Read what is left of the input, so that dockerd's sender need not wait for a reader for ever."""
+def _drain_stdin() -> None:
+    """Read the rest of the input: dockerd's sender would block forever without a reader."""
     try:
         while os.read(0, CHUNK):
             pass
@@ -176,7 +177,7 @@ def _drain() -> None:
         pass
 
 
-def _described(job: Job, error: Exception) -> dict[str, str]:
+def _error_report(job: Job, error: Exception) -> dict[str, str]:
     if isinstance(error, DmthinError):
         return {
             "status": error.status.name,
@@ -184,13 +185,13 @@ def _described(job: Job, error: Exception) -> dict[str, str]:
             "hint": error.hint[:_LONGEST],
         }
     if isinstance(error, MemoryError):
-        words = f"{job.name} needs more than {namespace.MEMORY} bytes of memory"
+        text = f"{job.name} needs more than {namespace.MEMORY} bytes of memory"
     else:
-        words = f"{job.name}: unexpected {type(error).__name__}: {error}"
-    return {"status": Status.FAILED.name, "message": words[:_LONGEST], "hint": ""}
+        text = f"{job.name}: unexpected {type(error).__name__}: {error}"
+    return {"status": Status.FAILED.name, "message": text[:_LONGEST], "hint": ""}
 
 
 if __name__ == "__main__":
     status = main(sys.argv[1:])
     sys.stderr.flush()
-    os._exit(status)  # what Python tidies up on its way out is nothing to us, and takes a tenth of the time
+    os._exit(status)  # skips the interpreter's finalization, a tenth of the worker's run time

@@ -1,4 +1,4 @@
-"""Reading extended attributes, and which of them a layer carries from one machine to another."""
+"""Reading extended attributes, and the selection of those that a layer contains."""
 
 import errno
 import os
@@ -12,21 +12,21 @@ _CARRIED = (b"user.", b"trusted.")
 _CARRIED_EXACTLY = frozenset((_CAPABILITY, b"system.posix_acl_access", b"system.posix_acl_default"))
 _OVERLAY = b"trusted.overlay."
 _LISTED_TWICE = (b"trusted.SGI_ACL_FILE", b"trusted.SGI_ACL_DEFAULT")
-"""How xfs keeps access control lists, and lists them beside system.posix_acl_* (xfs_xattr_put_listent)."""
+"""xfs lists access control lists under these names too, beside system.posix_acl_* (xfs_xattr_put_listent)."""
 
 _V2, _V3, _REVISION, _EFFECTIVE = 0x02000000, 0x03000000, 0xFF000000, 1
-"""Revisions and flags of struct vfs_ns_cap_data, linux/capability.h; the third ends in the id of a namespace's root."""
+"""Revisions and flags of struct vfs_ns_cap_data, linux/capability.h. Revision 3 adds the uid of a namespace's root."""
 
 
 def is_carried(name: bytes) -> bool:
-    """Whether a layer carries an attribute: labels and overlayfs' own marks belong to the machine they are on."""
+    """Return whether a layer contains this attribute. Security labels and overlayfs' attributes are host-specific."""
     if name in _CARRIED_EXACTLY:
         return True
     return name.startswith(_CARRIED) and not name.startswith(_OVERLAY)
 
 
 def portable(name: bytes, value: bytes) -> bytes:
-    """The value as a layer carries it: file capabilities without the user namespace that they were set in."""
+    """Return the value as a layer contains it: file capabilities lose the uid of the user namespace's root."""
     if name == _CAPABILITY and len(value) == 24:
         (magic,) = struct.unpack_from("<I", value)
         if magic & _REVISION == _V3:
@@ -35,9 +35,9 @@ def portable(name: bytes, value: bytes) -> bytes:
 
 
 def read_xattrs(target: int | bytes, *, layer: bool = False) -> Mapping[str, bytes]:
-    """The attributes of an open file, or of what a path names without following it; raises OSError.
+    """Return the attributes of an open file, or of a path without following a symbolic link. Raise OSError.
 
-    All of them, each once, or with `layer` those that a layer carries, in their portable form.
+    With `layer`, return only those that a layer contains, in their portable form.
     """
     follow = isinstance(target, int)
     try:

@@ -183,13 +183,13 @@ HOSTILE: dict[str, tuple[list[tuple[tarfile.TarInfo, bytes]], str]] = {
 REFUSED: dict[str, tuple[list[tuple[tarfile.TarInfo, bytes]], str]] = {
     "a hard link to a file of the host": (
         [member("h", type=HARDLINK, linkname="../../etc/shadow")],
-        "leads to ../../etc/shadow, which is not there",
+        "refers to ../../etc/shadow, which does not exist",
     ),
-    "a hard link to its neighbour": ([member("h", type=HARDLINK, linkname="../outside/file")], "not there"),
+    "a hard link to its neighbour": ([member("h", type=HARDLINK, linkname="../outside/file")], "which does not exist"),
     "a device as a parent": ([member("n", type=tarfile.CHRTYPE, devmajor=1, devminor=3), member("n/f")], "directory"),
-    "a link that leads nowhere": ([link("w", "/etc"), member("w/proof")], "a link that leads nowhere"),
+    "a link that leads nowhere": ([link("w", "/etc"), member("w/proof")], "a dangling symbolic link"),
     "a path without end": ([member("d/" * 3000 + "f")], "longer than 4095 bytes"),
-    "a malformed whiteout": ([member("a/.wh...")], "says of no name"),
+    "a malformed whiteout": ([member("a/.wh...")], "is a whiteout without a name"),
 }
 
 
@@ -220,7 +220,7 @@ def test_hostile_layers_are_refused(root: Path, what: str) -> None:
 def test_a_size_that_lies(root: Path) -> None:
     info, _ = member("f")
     info.size = 1 << 40
-    with pytest.raises(InvalidValue, match="the layer is cut: it ends within f"):
+    with pytest.raises(InvalidValue, match="the layer is truncated: it ends within f"):
         work(Verb.APPLY, root, data=tar((info, b"short")))
     outside_is_untouched(root)
 
@@ -400,10 +400,10 @@ def test_ids_are_mapped_both_ways(place: Path) -> None:
         assert ((place / path).stat().st_uid, (place / path).stat().st_gid) == ids
     with tarfile.open(fileobj=io.BytesIO(work(Verb.DIFF, place, **maps)[1])) as archive:
         assert [(info.uid, info.gid) for info in archive] == [(0, 0), (5, 6)]
-    with pytest.raises(InvalidValue, match="the layer: g belongs to user 1000, which is in no id map"):
+    with pytest.raises(InvalidValue, match="the layer: g belongs to user 1000, which is not in the id map"):
         work(Verb.APPLY, place, data=tar(member("g", uid=1000)), **maps)
     (place / "h").touch()
-    with pytest.raises(InvalidValue, match="the layer: h belongs to user 0, which is in no id map"):
+    with pytest.raises(InvalidValue, match="the layer: h belongs to user 0, which is not in the id map"):
         work(Verb.DIFF, place, **maps)
 
 
@@ -420,7 +420,7 @@ def test_ids_are_mapped_both_ways(place: Path) -> None:
 def test_compressed_layers(root: Path, pack: Callable[[bytes], bytes]) -> None:
     archive = pack(tar(member("f", os.urandom(300_000))))
     assert work(Verb.APPLY, root, data=archive)[0] == 300_000
-    with pytest.raises(InvalidValue, match="ends too early"):
+    with pytest.raises(InvalidValue, match="unexpected end of"):
         work(Verb.APPLY, root, data=archive[:-40])
     damaged = archive[:100_000] + bytes(1000) + archive[101_000:]
     with pytest.raises(InvalidValue, match=r"corrupt|checksum|data"):
@@ -436,7 +436,7 @@ def test_what_is_no_archive(root: Path, data: bytes) -> None:
 def test_errors_without_any_file_to_load(root: Path, memory: Path) -> None:
     """Names that need escaping, a full file system, a limit, attributes that nobody knows."""
     odd = "\udcff\x01\u202e" + "n" * 150
-    with pytest.raises(InvalidValue, match=r"\\xff\\x01\\u202en+… \(\d+ bytes\)|\\xff.*not there"):
+    with pytest.raises(InvalidValue, match=r"\\xff\\x01\\u202en+… \(\d+ bytes\)|\\xff.*does not exist"):
         apply(root, member(odd, type=HARDLINK, linkname=odd))
     with pytest.raises(NoDataSpace, match="no space left for the file big"):
         apply(memory, member("big", os.urandom(4 << 20)))
@@ -445,7 +445,7 @@ def test_errors_without_any_file_to_load(root: Path, memory: Path) -> None:
     pax = {"SCHILY.xattr.bogus.name": "x"}
     with working(Verb.APPLY, root) as (worker, report):
         _, words = worker.communicate(tar(member("f", pax_headers=pax)))
-        assert b"left out the attribute bogus.name of f" in words
+        assert b"skipped the attribute bogus.name of f" in words
         assert parse_report(os.read(report, 4096)) == 0
 
 
@@ -471,7 +471,7 @@ def test_the_input_is_read_to_its_end_after_a_failure(root: Path) -> None:
 
 
 def test_more_than_a_tar_is_read_too(root: Path) -> None:
-    with pytest.raises(InvalidValue, match="does not end where its tar does"):
+    with pytest.raises(InvalidValue, match="has data after the end of the tar"):
         work(Verb.APPLY, root, data=tar(member("f")) + bytes(70 << 20))
     assert work(Verb.APPLY, root, data=tar(member("f")) + bytes(1 << 20))[0] == 0
 
@@ -492,7 +492,7 @@ def test_a_diff_that_fails_first_writes_nothing(root: Path) -> None:
             )
             os.close(theirs)
             assert (done.returncode, done.stdout) == (1, b"")
-            with pytest.raises(DmthinError, match=r"the layer: \. cannot be read"):
+            with pytest.raises(DmthinError, match=r"the layer: cannot read \.:"):
                 parse_report(os.read(report, 4096))
         os.close(report)
 

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 
 from dmthin.errors import InvalidValue
-from dmthin.layers.compare import Change, Kind, TreeComparer
+from dmthin.layers.compare import ChangeKind, TreeChange, TreeComparer
 from dmthin.layers.entry import EntryType
 from dmthin.layers.same import same_time
 from dmthin.layers.xattrs import is_carried, portable
 
-ADDED, MODIFIED, DELETED = Kind.ADDED, Kind.MODIFIED, Kind.DELETED
-Found = list[tuple[Kind, str]]
+ADDED, MODIFIED, DELETED = ChangeKind.ADDED, ChangeKind.MODIFIED, ChangeKind.DELETED
+Found = list[tuple[ChangeKind, str]]
 
 
 class Pair:
@@ -35,7 +35,7 @@ class Pair:
                 there = os.path.join(self.new, os.path.relpath(folder, self.old), name)
                 os.utime(there, ns=(info.st_atime_ns, info.st_mtime_ns), follow_symlinks=False)
 
-    def compared(self, act: Callable[[Change], None] = lambda change: None, **options: Any) -> list[Change]:
+    def compared(self, act: Callable[[TreeChange], None] = lambda change: None, **options: Any) -> list[TreeChange]:
         new, old = os.open(self.new, os.O_PATH), os.open(self.old, os.O_PATH)
         try:
             found = []
@@ -263,14 +263,14 @@ def test_names_that_no_layer_can_express_are_told_of(pair: Pair, caplog: pytest.
     (pair.new / "d/.wh..wh..opq").mkdir()
     (pair.new / "d/.wh..wh..opq/f").touch()
     assert pair.changes() == []
-    assert "left out d/.wh..wh..opq, whose name no layer can express" in caplog.text
+    assert "skipped d/.wh..wh..opq: a layer cannot contain names with .wh." in caplog.text
 
 
 def test_a_file_that_shrinks_is_filled_up(pair: Pair, caplog: pytest.LogCaptureFixture) -> None:
     (pair.new / "a").write_bytes(b"x" * 300_000)
     content = []
 
-    def act(change: Change) -> None:
+    def act(change: TreeChange) -> None:
         content.append(change.data.read(1000))
         os.truncate(pair.new / "a", 2000)
         while piece := change.data.read(100_000):
@@ -285,7 +285,7 @@ def test_what_vanishes_and_comes_while_it_is_compared(pair: Pair) -> None:
     for path in ("b", "d/e/new", "y"):
         (pair.new / path).touch()
 
-    def act(change: Change) -> None:
+    def act(change: TreeChange) -> None:
         if change.path == b"b":
             shutil.rmtree(pair.new / "d/e")
             (pair.new / "y").unlink()
@@ -324,7 +324,7 @@ def test_a_directory_that_is_moved_away_is_an_error(pair: Pair) -> None:
     (pair.new.parent / "secret/file").touch()
     (pair.new / "d/e/first").touch()
 
-    def act(change: Change) -> None:
+    def act(change: TreeChange) -> None:
         assert b"secret" not in change.path
         assert change.path != b"file"
         if change.path == b"d/e/first":

@@ -16,7 +16,7 @@ from dmthin.layers.compare import TreeComparer
 from dmthin.layers.stream import ByteStream, RawInput
 from dmthin.layers.tar import TarReader
 from dmthin.layers.tarwriter import TarWriter
-from dmthin.layers.unpack import Unpacker
+from dmthin.layers.unpacker import Unpacker
 from tests.support.trees import build, seen, snapshot
 
 ROOT = os.geteuid() == 0

@@ -34,13 +34,13 @@ def test_a_job_survives_its_way() -> None:
     ],
 )
 def test_what_is_no_job(change: dict[str, Any]) -> None:
-    with pytest.raises(InvalidValue, match="no job"):
+    with pytest.raises(InvalidValue, match="invalid worker job"):
         parse_job(json.dumps({**json.loads(JOB.argv(9)[-1]), **change}))
 
 
 @pytest.mark.parametrize("text", ["", "[]", "5", "{}", "{"])
 def test_what_is_no_job_at_all(text: str) -> None:
-    with pytest.raises(InvalidValue, match="no job"):
+    with pytest.raises(InvalidValue, match="invalid worker job"):
         parse_job(text)
 
 
@@ -102,7 +102,7 @@ def test_owners_are_mapped_there_and_back_with_access_control_lists() -> None:
         "user.x": b"1",
     }
     assert owners.to_container(outside) == entry
-    with pytest.raises(Unmapped, match="f belongs to user 7, which is in no id map"):
+    with pytest.raises(Unmapped, match="f belongs to user 7, which is not in the id map"):
         owners.to_container(entry)
     link = Entry(b"l", EntryType.HARDLINK, 0, 99999, 99999, link=b"f")
     assert owners.to_host(link) == link

@@ -15,7 +15,7 @@ from dmthin.errors import InvalidValue, KernelError
 from dmthin.layers.entry import Entry, EntryType
 from dmthin.layers.stream import ByteStream, RawInput
 from dmthin.layers.tar import MAX_ID, TarReader
-from dmthin.layers.tarwriter import Output, TarWriter
+from dmthin.layers.tarwriter import FdWriter, TarWriter
 from tests.support.tars import everything
 
 FILE, HARDLINK, SYMLINK = EntryType.FILE, EntryType.HARDLINK, EntryType.SYMLINK
@@ -226,13 +226,13 @@ def test_more_attributes_than_readers_take() -> None:
 
 
 def test_data_that_ends_too_early_is_no_member() -> None:
-    with pytest.raises(InvalidValue, match="the data of f ends before its size"):
+    with pytest.raises(InvalidValue, match="the data of f is shorter than its size"):
         packed((Entry(b"f", FILE, 0o644, size=5), b"four"))
 
 
 def test_an_output_gathers_small_pieces_and_writes_nothing_unasked() -> None:
     read_end, write_end = os.pipe()
-    output = Output(write_end)
+    output = FdWriter(write_end)
     output.write(b"a")
     output.write(b"b")
     os.set_blocking(read_end, False)
@@ -242,6 +242,6 @@ def test_an_output_gathers_small_pieces_and_writes_nothing_unasked() -> None:
     assert (os.read(read_end, 10), output.written) == (b"ab", 2)
     os.close(read_end)
     output.write(b"c")
-    with pytest.raises(KernelError, match="cannot be written: Broken pipe"):
+    with pytest.raises(KernelError, match="cannot write the output: Broken pipe"):
         output.flush()
     os.close(write_end)

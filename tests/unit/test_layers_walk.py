@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from dmthin.errors import InvalidValue, NotPermitted
-from dmthin.layers.confine import remove_tree
 from dmthin.layers.entry import Entry, EntryType, Reader
+from dmthin.layers.removal import remove_tree
 from dmthin.layers.source import open_source
 
 
@@ -126,7 +126,7 @@ def test_a_directory_that_becomes_a_link(tree: Path, monkeypatch: pytest.MonkeyP
         (tree / "b").symlink_to("/")
 
     after_lstat(monkeypatch, b"b", swap)
-    with walking(tree) as found, pytest.raises(InvalidValue, match="b cannot be read"):
+    with walking(tree) as found, pytest.raises(InvalidValue, match="cannot read b: "):
         list(found)
 
 
@@ -139,7 +139,7 @@ def test_a_file_that_becomes_something_else(
         make(tree / "a")
 
     after_lstat(monkeypatch, b"a", swap)
-    with walking(tree) as found, pytest.raises(InvalidValue, match="a cannot be read"):
+    with walking(tree) as found, pytest.raises(InvalidValue, match="cannot read a: "):
         list(found)
 
 
@@ -169,7 +169,7 @@ def test_what_cannot_be_read(tree: Path) -> None:
         if os.geteuid() == 0:
             assert len(list(found)) == len(ALL)
         else:
-            with pytest.raises(NotPermitted, match="d cannot be read"):
+            with pytest.raises(NotPermitted, match="cannot read d: "):
                 list(found)
 
 

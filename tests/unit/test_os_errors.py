@@ -68,7 +68,7 @@ def test_a_number_without_a_meaning_is_passed_on_in_the_systems_words(name: str)
         ("DETACHED_MOUNT", errno.ENOSYS, Unavailable, "5.6"),
         ("NAMESPACES", errno.EINVAL, Unavailable, "pid"),
         ("SANDBOX", errno.EINVAL, KernelError, "Invalid argument"),
-        ("TREE_READ", errno.ESTALE, InvalidValue, "let nothing write there"),
+        ("TREE_READ", errno.ESTALE, InvalidValue, "stop writing to the tree"),
         ("TREE_WRITE", errno.ENAMETOOLONG, InvalidValue, "File name too long"),
         ("TREE_WRITE", errno.ENOSYS, Unavailable, "openat2"),
         ("SOURCE", errno.ELOOP, InvalidValue, "symbolic links"),
