@@ -1,7 +1,7 @@
-"""The one tree of errors, grouped by who must act, with the status that each front end reports for each error.
+"""All errors, grouped by who must act, with the status that every front end reports for each error.
 
-A message names the thing and says what happened to it; the hint says what to do next. Front ends translate from
-`DmthinError.status` and add nothing.
+A message names the thing and says what happened to it; the hint says what to do next. Front ends translate
+`DmthinError.status` and define no status of their own.
 """
 
 from enum import Enum
@@ -9,7 +9,7 @@ from typing import ClassVar
 
 
 class Status(Enum):
-    """What each front end reports for an error: process exit code, gRPC status name, HTTP status."""
+    """The status of an error in each front end: exit status of a process, name of a gRPC status, HTTP status."""
 
     FAILED = (1, "INTERNAL", 500)
     INVALID = (2, "INVALID_ARGUMENT", 400)

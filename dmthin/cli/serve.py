@@ -1,4 +1,4 @@
-"""The daemon, from the command line."""
+"""The verb serve: the daemon."""
 
 from pathlib import Path
 
@@ -6,41 +6,43 @@ from dmthin.cli.call import Call
 from dmthin.errors import InvalidValue
 
 _LOCK_TIMEOUT_SECONDS = 60.0
-"""How long a request waits for a lock at most: its client has given up by then, or soon will."""
+"""Limit of the wait for a lock in a request. Clients time out at about that time or before."""
 
 
 def serve(call: Call) -> None:
-    """Serve the faces that were asked for, until a signal."""
+    """Serve dockerd, containerd or both until a signal. Raise InvalidValue, and what the daemon's `serve` raises."""
     given, options = call.arguments, call.options
     docker, containerd = given.docker is not None, given.containerd is not None
     if options.dry_run or options.json:
         raise InvalidValue("serve takes neither --dry-run nor --json")
     if options.store_options and not containerd:
-        raise InvalidValue("dockerd gives the storage options", hint="write them into its daemon.json: storage-opts")
+        raise InvalidValue(
+            "serve --docker takes its storage options from dockerd", hint="set storage-opts in dockerd's daemon.json"
+        )
     if given.snapshotter and not (containerd or given.print_containerd_config):
-        raise InvalidValue("--snapshotter belongs to --containerd")
+        raise InvalidValue("--snapshotter requires --containerd")
 
-    from dmthin.containerd.config import containerd_config, parse_plans
+    from dmthin.containerd.config import containerd_config, parse_snapshotters
     from dmthin.daemon import systemd
-    from dmthin.daemon.serve import CONTAINERD_SOCKET, DOCKER_SOCKET, Faces
+    from dmthin.daemon.serve import CONTAINERD_SOCKET, DOCKER_SOCKET, FrontEnds
     from dmthin.daemon.serve import serve as run
     from dmthin.store.state.locks import limit_waits
 
-    plans = parse_plans(given.snapshotter, options.root)
+    snapshotters = parse_snapshotters(given.snapshotter, options.root)
     socket = Path(given.containerd) if given.containerd else CONTAINERD_SOCKET
     if given.print_containerd_config:
-        call.output.data(containerd_config(plans, socket))
+        call.output.data(containerd_config(snapshotters, socket))
         return
     if not docker and not containerd:
-        raise InvalidValue("no face to serve", hint="give --docker, --containerd or both")
+        raise InvalidValue("no front end to serve", hint="pass --docker, --containerd or both")
     if options.lock_timeout is None:
         limit_waits(_LOCK_TIMEOUT_SECONDS)
     systemd.set_up_logging(verbose=options.verbose, quiet=options.quiet)
     run(
-        Faces(
+        FrontEnds(
             docker=(Path(given.docker) if given.docker else DOCKER_SOCKET) if docker else None,
             containerd=socket if containerd else None,
-            snapshotters=plans,
+            snapshotters=snapshotters,
             options=tuple(options.store_options),
         )
     )

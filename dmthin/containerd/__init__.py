@@ -1,1 +1,1 @@
-"""The face to containerd: a proxy snapshotter."""
+"""The front end for containerd: a proxy snapshotter plugin."""

@@ -1,4 +1,4 @@
-"""Which snapshotters a daemon is, and what containerd must be told of them."""
+"""Configuration: the snapshotters that a daemon serves, and the corresponding part of containerd's config.toml."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -20,39 +20,42 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
 
 @dataclass(frozen=True, slots=True)
-class SnapshotterPlan:
-    """One snapshotter: its name for containerd, its store, the bytes of its snapshots without parent if not usual."""
+class SnapshotterConfig:
+    """One snapshotter: its name for containerd, the root of its store, and the size in bytes of parentless snapshots.
+
+    Without a `size`, snapshots without a parent have dm.basesize.
+    """
 
     name: str
     root: Path
     size: int | None = None
 
 
-def parse_plans(texts: Iterable[str], root: Path) -> tuple[SnapshotterPlan, ...]:
-    """The snapshotters that `NAME[=ROOT][,size=SIZE]` describe, each on the store in `root` unless it names another.
+def parse_snapshotters(texts: Iterable[str], root: Path) -> tuple[SnapshotterConfig, ...]:
+    """Parse specifications `NAME[=ROOT][,size=SIZE]` of snapshotters. ROOT defaults to `root`.
 
-    Raises InvalidValue.
+    Without any, return the default one. Raise InvalidValue.
     """
-    plans = tuple(_parse(text, root) for text in texts) or (SnapshotterPlan(DEFAULT_NAME, root),)
-    names = [plan.name for plan in plans]
+    configs = tuple(_parse(text, root) for text in texts) or (SnapshotterConfig(DEFAULT_NAME, root),)
+    names = [config.name for config in configs]
     if twice := {name for name in names if names.count(name) > 1}:
-        raise InvalidValue(f"the snapshotter {min(twice)!r} is given twice")
-    return plans
+        raise InvalidValue(f"snapshotter {min(twice)!r} is specified twice", hint="use each name once")
+    return configs
 
 
 @contextmanager
-def opened(plans: Iterable[SnapshotterPlan], options: Iterable[str]) -> Iterator[list[Snapshotter]]:
-    """The snapshotters, on stores that are made if they are not there; their pools are brought up if that can be.
+def open_snapshotters(configs: Iterable[SnapshotterConfig], options: Iterable[str]) -> Iterator[list[Snapshotter]]:
+    """Open the stores of the snapshotters, created where missing, and activate their pools.
 
-    `options` are storage options. What a process before us had left for later is taken up. Raises what `ensure_store`
-    does; a pool that does not come up is an error of the calls that need it.
+    `options` are storage options. Background work that an earlier process left undone is queued again. Raise what
+    `ensure_store` raises. A pool that cannot be activated is not an error here, but in each call that needs it.
     """
     options = tuple(options)
     stores: dict[Path, tuple[Store, UsageCounter]] = {}
     with ExitStack() as stack:
         snapshotters = []
-        for plan in plans:
-            root = plan.root.absolute().resolve()
+        for config in configs:
+            root = config.root.absolute().resolve()
             if root not in stores:
                 work, spares, counting = (BackgroundQueue(name) for name in ("containerd", "spares", "usage"))
                 store = stack.enter_context(ensure_store(root, options, Background(work, spares)))
@@ -65,27 +68,27 @@ def opened(plans: Iterable[SnapshotterPlan], options: Iterable[str]) -> Iterator
                     store.cleanup.deactivate_idle(Kind.IMAGE)
                     store.layers.prepare_base()
             store, usage = stores[root]
-            snapshotters.append(Snapshotter(plan.name, store, usage, plan.size or store.options.base_size))
+            snapshotters.append(Snapshotter(config.name, store, usage, config.size or store.options.base_size))
         yield snapshotters
 
 
-def containerd_config(plans: Iterable[SnapshotterPlan], socket: Path) -> str:
-    """What belongs into containerd's config.toml, for 1.6 to 2.x (docs/PLUGINS.md and docs/cri/config.md there)."""
-    plans = tuple(plans)
+def containerd_config(configs: Iterable[SnapshotterConfig], socket: Path) -> str:
+    """Return the lines for config.toml of containerd 1.6 to 2.x (its docs/PLUGINS.md and docs/cri/config.md)."""
+    configs = tuple(configs)
     lines = ["# /etc/containerd/config.toml: containerd 1.6 and 1.7 read it with `version = 2`, 2.x with 3 as well."]
-    for plan in plans:
+    for config in configs:
         lines += [
-            f"[proxy_plugins.{_quoted(plan.name)}]",
+            f"[proxy_plugins.{_quoted(config.name)}]",
             '  type = "snapshot"',
             f"  address = {_quoted(str(socket))}",
-            f"  [proxy_plugins.{_quoted(plan.name)}.exports]",
-            f"    root = {_quoted(str(plan.root))}",
+            f"  [proxy_plugins.{_quoted(config.name)}.exports]",
+            f"    root = {_quoted(str(config.root))}",
             '    enable_remote_snapshot_annotations = "true"',
             "",
         ]
-    first = _quoted(plans[0].name)
+    first = _quoted(configs[0].name)
     lines += [
-        "# The kubelet's images and pods, containerd 1.x:",
+        "# For images and pods of the kubelet, containerd 1.x:",
         '[plugins."io.containerd.grpc.v1.cri".containerd]',
         f"  snapshotter = {first}",
         "  disable_snapshot_annotations = false",
@@ -101,23 +104,27 @@ def containerd_config(plans: Iterable[SnapshotterPlan], socket: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _parse(text: str, root: Path) -> SnapshotterPlan:
+def _parse(text: str, root: Path) -> SnapshotterConfig:
+    """Parse one specification. Raise InvalidValue."""
     place, *more = text.split(",")
     name, equals, folder = place.partition("=")
     if not _NAME.fullmatch(name):
-        raise InvalidValue(f"{name!r} is no name for a snapshotter", hint="use letters, digits, _ . and -")
+        raise InvalidValue(
+            f"invalid snapshotter name {name!r}",
+            hint="use letters, digits, _ . and -, at most 64, a letter or digit first",
+        )
     if equals and not folder.startswith("/"):
-        raise InvalidValue(f"the store of the snapshotter {name} is no absolute path: {folder!r}")
+        raise InvalidValue(f"the root of snapshotter {name} is not an absolute path: {folder!r}")
     size = None
     for option in more:
         key, _, value = option.partition("=")
         if key != "size":
-            raise InvalidValue(f"unknown option {key!r} of the snapshotter {name}", hint="only size=SIZE is known")
-        if not (size := parse_size(value, f"size of the snapshotter {name}")):
-            raise InvalidValue(f"the size of the snapshotter {name} is 0")
-    return SnapshotterPlan(name, Path(folder) if equals else root, size)
+            raise InvalidValue(f"unknown option {key!r} of snapshotter {name}", hint="the only option is size=SIZE")
+        if not (size := parse_size(value, f"size of snapshotter {name}")):
+            raise InvalidValue(f"the size of snapshotter {name} is 0", hint="use a positive size, such as size=20G")
+    return SnapshotterConfig(name, Path(folder) if equals else root, size)
 
 
 def _quoted(text: str) -> str:
-    """A basic string of TOML."""
+    """Return the text as a basic string of TOML."""
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'

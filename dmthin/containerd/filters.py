@@ -1,14 +1,14 @@
-"""containerd's filters: `name==a,labels."x/y"` and the like, as the documentation of its package filters has them.
+"""Parser of containerd's filters, such as `name==a,labels."x/y"` (documentation of its Go package filters).
 
-A filter is selectors, all of which must match; of several filters one must. A selector is a field's path, and an
-operator with a value or nothing, which asks for presence:
+A filter is a list of selectors, all of which must match. Of several filters, one must match. A selector is the path of
+a field, and either an operator with a value, or nothing to test for presence:
 
     selector = field { "." field } [ ("==" | "!=" | "~=") value ]
     field    = quoted | letters, digits, "_" and "-"
-    value    = quoted | a run without white space and ","
+    value    = quoted | a sequence without white space and ","
 
-Quoted is a string of Go's; after `~=`, whose value is a regular expression, it may stand in / or | as well. Regular
-expressions are Python's, which has what Go's have but for `\\z`, `\\pN` and the classes of POSIX.
+`quoted` is a Go string; after `~=`, whose value is a regular expression, the quotes may also be / or |. Regular
+expressions are Python's, which lack `\\z`, `\\pN` and the POSIX classes of Go's.
 """
 
 import re
@@ -18,9 +18,10 @@ from re import Pattern
 from dmthin.errors import InvalidValue
 
 Adaptor = Callable[[tuple[str, ...]], str | None]
-"""What a path of fields leads to in the thing at hand, None where it has no such field."""
+"""Returns the value of the field at a path, None if the object has no such field."""
 
 Filter = Callable[[Adaptor], bool]
+"""Returns whether an object matches."""
 
 _WORD = re.compile(r"[A-Za-z0-9_-]+")
 _OPERATOR = re.compile(r"[=!~]+")
@@ -32,20 +33,20 @@ _NAMED = {"a": b"\a", "b": b"\b", "f": b"\f", "n": b"\n", "r": b"\r", "t": b"\t"
 
 
 def parse_all(texts: Iterable[str]) -> Filter:
-    """What one of the filters takes, or everything if there is none. Raises InvalidValue, which shows where."""
-    wanted = [parse(text) for text in texts]
-    return lambda thing: not wanted or any(one(thing) for one in wanted)
+    """Return a filter that matches if any of `texts` does, or if there are none. Raise InvalidValue."""
+    filters = [parse(text) for text in texts]
+    return lambda adaptor: not filters or any(one(adaptor) for one in filters)
 
 
 def parse(text: str) -> Filter:
-    """One filter; an empty one takes everything. Raises InvalidValue."""
+    """Return one filter; an empty text matches everything. Raise InvalidValue with the position."""
     if not text:
         return lambda _: True
     return _Parser(text).filter()
 
 
 class _Parser:
-    """One reading of a filter from left to right."""
+    """A recursive descent parser of one filter. Its methods raise InvalidValue."""
 
     def __init__(self, text: str) -> None:
         self._text = text
@@ -54,9 +55,9 @@ class _Parser:
     def filter(self) -> Filter:
         selectors = [self._selector()]
         while self._at < len(self._text):
-            self._take(",", "a comma or the end")
+            self._expect(",", "a comma or the end")
             selectors.append(self._selector())
-        return lambda thing: all(selector(thing) for selector in selectors)
+        return lambda adaptor: all(selector(adaptor) for selector in selectors)
 
     def _selector(self) -> Filter:
         fields = [self._field()]
@@ -65,20 +66,20 @@ class _Parser:
             fields.append(self._field())
         path = tuple(fields)
         if self._next() in ("", ","):
-            return lambda thing: thing(path) is not None
+            return lambda adaptor: adaptor(path) is not None
         self._skip_space()
         match self._matched(_OPERATOR, "one of == != ~="):
             case "==":
                 value = self._value('"')
-                return lambda thing: thing(path) == value
+                return lambda adaptor: adaptor(path) == value
             case "!=":
                 value = self._value('"')
-                return lambda thing: (thing(path) or "") != value
+                return lambda adaptor: (adaptor(path) or "") != value
             case "~=":
                 pattern = _compiled(self._value('"/|'))
-                return lambda thing: pattern is not None and pattern.search(thing(path) or "") is not None
+                return lambda adaptor: pattern is not None and pattern.search(adaptor(path) or "") is not None
             case other:
-                raise self._wrong(f"{other} is none of == != ~=")
+                raise self._error(f"unknown operator {other}, expected one of == != ~=")
 
     def _field(self) -> str:
         self._skip_space()
@@ -92,13 +93,13 @@ class _Parser:
         quote = self._next()
         found = _QUOTED[quote].match(self._text, self._at)
         if found is None:
-            raise self._wrong(f"the {quote} has no end")
+            raise self._error(f"unterminated {quote}")
         content = self._unescaped(found[1], quote)
         self._at = found.end()
         return content
 
     def _unescaped(self, text: str, quote: str) -> str:
-        """A string of Go's without its quotes: escapes are bytes, or characters for \\u and \\U."""
+        """Return the value of a Go string without its quotes. \\u and \\U are characters, other escapes are bytes."""
         content, end = bytearray(), 0
         for found in _ESCAPE.finditer(text):
             content += text[end : found.start()].encode("utf-8", "surrogateescape")
@@ -119,7 +120,7 @@ class _Parser:
             return bytes([number])
         if (short or long) and number < 0x110000 and not 0xD800 <= number < 0xE000:
             return chr(number).encode()
-        raise self._wrong(f"there is no escape \\{letter or octal or short or long} in Go")
+        raise self._error(f"unknown escape \\{letter or octal or short or long}")
 
     def _next(self) -> str:
         return self._text[self._at : self._at + 1]
@@ -128,24 +129,24 @@ class _Parser:
         found = _SPACE.match(self._text, self._at)
         self._at = found.end() if found else self._at
 
-    def _take(self, character: str, what: str) -> None:
+    def _expect(self, character: str, what: str) -> None:
         if self._next() != character:
-            raise self._wrong(f"expected {what}")
+            raise self._error(f"expected {what}")
         self._at += 1
 
     def _matched(self, pattern: Pattern[str], what: str) -> str:
         found = pattern.match(self._text, self._at)
         if found is None:
-            raise self._wrong(f"expected {what}")
+            raise self._error(f"expected {what}")
         self._at = found.end()
         return found[0]
 
-    def _wrong(self, why: str) -> InvalidValue:
-        return InvalidValue(f"the filter {self._text!r} is wrong at character {self._at + 1}: {why}")
+    def _error(self, reason: str) -> InvalidValue:
+        return InvalidValue(f"invalid filter {self._text!r} at character {self._at + 1}: {reason}")
 
 
 def _compiled(expression: str) -> Pattern[str] | None:
-    """None for what is no regular expression, which matches nothing."""
+    """Return the compiled expression, None if it is invalid: as in containerd, it matches nothing then."""
     try:
         return re.compile(expression)
     except re.error:

@@ -1,8 +1,8 @@
-"""The messages of containerd.services.snapshots.v1, described here and made by protobuf at run time.
+"""The messages of containerd.services.snapshots.v1, described here and built by protobuf at run time.
 
-Names and numbers are those of containerd's api/services/snapshots/v1/snapshots.proto and api/types/mount.proto. There
-is no generated code, which would tie us to one release of protobuf, and the descriptors are in a pool of their own,
-where they cannot clash with those of another package.
+Names and numbers are those of containerd's api/services/snapshots/v1/snapshots.proto and api/types/mount.proto.
+Generated code would depend on one release of protobuf. The descriptors are in a separate pool, so that they cannot
+conflict with those of another package.
 """
 
 from typing import Any
@@ -54,8 +54,8 @@ _MESSAGES: dict[str, tuple[tuple[int, str, str], ...]] = {
     "UsageResponse": ((1, "size", "int64"), (2, "inodes", "int64")),
     "CleanupRequest": ((1, "snapshotter", "string"),),
 }
-"""Fields by number, name and type: `*` is repeated, `map` is one of strings by strings. An enum is an int32 here, which
-is the same on the wire."""
+"""Number, name and type of each field. `*` is repeated, `map` is map<string, string>. An enum is an int32 here, which
+has the same wire format."""
 
 
 def _describe() -> descriptor_pb2.FileDescriptorProto:
@@ -77,7 +77,7 @@ def _describe() -> descriptor_pb2.FileDescriptorProto:
 
 
 def _describe_map(message: Any, field: Any, owner: str) -> None:
-    """A map is repeated entries of a nested type with a key and a value (protobuf's language guide)."""
+    """Describe a map: repeated entries of a nested type with a key and a value (protobuf's language guide)."""
     entry = message.nested_type.add(name=f"{field.name.title()}Entry")
     entry.options.map_entry = True
     for number, name in ((1, "key"), (2, "value")):
@@ -89,27 +89,27 @@ def _describe_map(message: Any, field: Any, owner: str) -> None:
 def _classes() -> dict[str, Any]:
     pool = descriptor_pool.DescriptorPool()
     pool.AddSerializedFile(_describe().SerializeToString())
-    # Debian 12's protobuf has the older of the two only.
+    # protobuf of Debian 12 has MessageFactory only.
     make = getattr(message_factory, "GetMessageClass", None) or message_factory.MessageFactory(pool).GetPrototype
     return {name: make(pool.FindMessageTypeByName(f"{_PACKAGE}.{name}")) for name in _MESSAGES}
 
 
-_made = _classes()
+_messages = _classes()
 
-Timestamp: Any = _made["Timestamp"]
-Empty: Any = _made["Empty"]
-Mount: Any = _made["Mount"]
-Info: Any = _made["Info"]
-PrepareRequest: Any = _made["PrepareRequest"]
-MountsRequest: Any = _made["MountsRequest"]
-MountsResponse: Any = _made["MountsResponse"]
-CommitRequest: Any = _made["CommitRequest"]
-RemoveRequest: Any = _made["RemoveRequest"]
-StatRequest: Any = _made["StatRequest"]
-InfoResponse: Any = _made["InfoResponse"]
-UpdateRequest: Any = _made["UpdateRequest"]
-ListRequest: Any = _made["ListRequest"]
-ListResponse: Any = _made["ListResponse"]
-UsageRequest: Any = _made["UsageRequest"]
-UsageResponse: Any = _made["UsageResponse"]
-CleanupRequest: Any = _made["CleanupRequest"]
+Timestamp: Any = _messages["Timestamp"]
+Empty: Any = _messages["Empty"]
+Mount: Any = _messages["Mount"]
+Info: Any = _messages["Info"]
+PrepareRequest: Any = _messages["PrepareRequest"]
+MountsRequest: Any = _messages["MountsRequest"]
+MountsResponse: Any = _messages["MountsResponse"]
+CommitRequest: Any = _messages["CommitRequest"]
+RemoveRequest: Any = _messages["RemoveRequest"]
+StatRequest: Any = _messages["StatRequest"]
+InfoResponse: Any = _messages["InfoResponse"]
+UpdateRequest: Any = _messages["UpdateRequest"]
+ListRequest: Any = _messages["ListRequest"]
+ListResponse: Any = _messages["ListResponse"]
+UsageRequest: Any = _messages["UsageRequest"]
+UsageResponse: Any = _messages["UsageResponse"]
+CleanupRequest: Any = _messages["CleanupRequest"]

@@ -1,6 +1,6 @@
-"""The Snapshots service over gRPC: each call to a snapshotter in a thread, its errors as gRPC's status codes.
+"""The Snapshots service over gRPC. Each call runs in a thread; errors are translated to gRPC status codes.
 
-grpclib has the transport: it forks with no harm and takes a socket that is listening already.
+The transport is grpclib's, because it tolerates fork(2) and accepts a listening socket.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ from grpclib.exceptions import GRPCError
 from grpclib.server import Stream
 
 from dmthin.containerd import messages
-from dmthin.containerd.snapshotter import Mount, Snapshotter
+from dmthin.containerd.snapshotter import MountSpec, Snapshotter
 from dmthin.errors import DmthinError, InvalidValue, Unavailable
 from dmthin.store.state.model import Snapshot, SnapshotKind
 
@@ -25,40 +25,42 @@ logger = logging.getLogger(__name__)
 
 _THREADS = 64
 _INFOS = 100
-"""Snapshots in one message of a List, which containerd's client takes as they come."""
+"""Snapshots in one message of a List response, which is a stream."""
 
 _MESSAGE_BYTES = 4096
-"""Of an error's text as it is sent. Clients drop headers beyond 8K, the status with them, and keys may be long."""
+"""Limit of a percent-encoded error message. Clients drop headers above 8K, the status included; keys can be long."""
 
 _KINDS = {SnapshotKind.VIEW: 1, SnapshotKind.ACTIVE: 2, SnapshotKind.COMMITTED: 3}
 
-Call = Callable[[Snapshotter, Any], Any]
+Method = Callable[[Snapshotter, Any], Any]
+"""Carries out a request on a snapshotter, and returns the response."""
+
 Handle = Callable[[Stream[Any, Any]], Awaitable[None]]
 
 
-class ContainerdFace:
-    """The face to one containerd, whose calls wait for the snapshotters that are still `opening`."""
+class ContainerdFrontEnd:
+    """The service for one containerd. Its calls wait until the snapshotters are open (the future `opening`)."""
 
     def __init__(self, opening: asyncio.Future[list[Snapshotter]]) -> None:
         self._opening = opening
         self._threads = ThreadPoolExecutor(_THREADS, "containerd")
-        self._under_way: set[asyncio.Task[Any]] = set()
-        self._ending = False
+        self._in_progress: set[asyncio.Task[Any]] = set()
+        self._is_shutting_down = False
 
     async def drain(self, seconds: float) -> None:
-        """Take no more calls, and give those under way this long to be answered."""
-        self._ending = True
-        if self._under_way:
-            await asyncio.wait(set(self._under_way), timeout=seconds)
+        """Reject new calls, and wait until those in progress have been answered, at most this long."""
+        self._is_shutting_down = True
+        if self._in_progress:
+            await asyncio.wait(set(self._in_progress), timeout=seconds)
 
     def close(self) -> None:
-        """Wait for what is still done for callers who have gone."""
+        """Wait for threads whose callers have disconnected."""
         self._threads.shutdown()
 
     def __mapping__(self) -> dict[str, Handler]:
-        """What grpclib asks for: the methods by their paths."""
+        """Return the handlers by path, for grpclib."""
         m = messages
-        unary: tuple[tuple[str, Call, Any, Any], ...] = (
+        unary: tuple[tuple[str, Method, Any, Any], ...] = (
             ("Prepare", _prepare, m.PrepareRequest, m.MountsResponse),
             ("View", _view, m.PrepareRequest, m.MountsResponse),
             ("Mounts", _mounts, m.MountsRequest, m.MountsResponse),
@@ -70,87 +72,88 @@ class ContainerdFace:
             ("Cleanup", _cleanup, m.CleanupRequest, m.Empty),
         )
         handlers = {
-            name: Handler(self._counted(self._unary(name, call)), Cardinality.UNARY_UNARY, request, reply)
-            for name, call, request, reply in unary
+            name: Handler(self._tracked(self._unary(name, method)), Cardinality.UNARY_UNARY, request, response)
+            for name, method, request, response in unary
         }
-        listing = self._counted(self._list)
+        listing = self._tracked(self._list)
         handlers["List"] = Handler(listing, Cardinality.UNARY_STREAM, m.ListRequest, m.ListResponse)
         return {f"/{messages.SERVICE}/{name}": handler for name, handler in handlers.items()}
 
-    def _counted(self, handle: Handle) -> Handle:
-        """The same handler, whose calls `drain` waits for."""
+    def _tracked(self, handle: Handle) -> Handle:
+        """Return a handler whose calls `drain` waits for."""
 
-        async def counted(stream: Stream[Any, Any]) -> None:
+        async def tracked(stream: Stream[Any, Any]) -> None:
             task = asyncio.current_task()
-            assert task is not None  # a coroutine that runs is some task's
-            self._under_way.add(task)
+            assert task is not None  # a running coroutine always belongs to a task
+            self._in_progress.add(task)
             try:
                 await handle(stream)
             finally:
-                self._under_way.discard(task)
+                self._in_progress.discard(task)
 
-        return counted
+        return tracked
 
-    def _unary(self, name: str, call: Call) -> Handle:
+    def _unary(self, name: str, method: Method) -> Handle:
         async def handle(stream: Stream[Any, Any]) -> None:
             if (request := await _received(stream)) is not None:
-                await stream.send_message(await self._called(name, call, request))
+                await stream.send_message(await self._call(name, method, request))
 
         return handle
 
     async def _list(self, stream: Stream[Any, Any]) -> None:
         if (request := await _received(stream)) is None:
             return
-        # What is listed was read at once, so nothing is held while a slow client takes it.
-        found = iter(await self._called("List", _list, request))
+        # The whole list has been read from the ledger before this sends anything: a slow client blocks nothing.
+        found = iter(await self._call("List", _list, request))
         while piece := list(islice(found, _INFOS)):
             await stream.send_message(messages.ListResponse(info=[_info(snapshot) for snapshot in piece]))
 
-    async def _called(self, name: str, call: Call, request: Any) -> Any:
-        """The answer to a request; an error is raised as containerd knows it, and everything is logged."""
+    async def _call(self, name: str, method: Method, request: Any) -> Any:
+        """Run a method in a thread, log the call and return the response. Raise errors as GRPCError."""
         started = time.monotonic()
         outcome = "done"
         try:
-            if self._ending:
-                raise Unavailable("dmthin is ending", hint="try again once it is back")
+            if self._is_shutting_down:
+                raise Unavailable("dmthin is shutting down", hint="try again after its restart")
             snapshotter = await self._snapshotter(request.snapshotter)
-            return await asyncio.get_running_loop().run_in_executor(self._threads, call, snapshotter, request)
+            return await asyncio.get_running_loop().run_in_executor(self._threads, method, snapshotter, request)
         except DmthinError as error:
-            outcome = f"refused: {error}"
+            outcome = f"failed: {error}"
             raise GRPCError(Status[error.status.grpc], _shortened(str(error))) from None
         except asyncio.CancelledError:
             outcome = "cancelled"
             raise
         except Exception as error:
-            outcome = "failed"
+            outcome = "crashed"
             logger.exception("%s", name)
             text = f"this is a bug in dmthin: {type(error).__name__}: {error}"
             raise GRPCError(Status.INTERNAL, _shortened(text)) from None
         finally:
-            level = logging.WARNING if outcome.startswith("refused") else logging.DEBUG
+            level = logging.WARNING if outcome.startswith("failed") else logging.DEBUG
             milliseconds = (time.monotonic() - started) * 1000
             key = getattr(request, "key", "")
             logger.log(level, "%s %s %r took=%.1fms %s", name, request.snapshotter, key, milliseconds, outcome)
 
     async def _snapshotter(self, name: str) -> Snapshotter:
+        """Return the snapshotter of that name. Raise InvalidValue, and what opening the snapshotters raises."""
         snapshotters = {found.name: found for found in await asyncio.shield(self._opening)}
         if name not in snapshotters:
             known = ", ".join(snapshotters)
-            raise InvalidValue(f"there is no snapshotter {name!r} here", hint=f"known are: {known}")
+            raise InvalidValue(f"unknown snapshotter {name!r}", hint=f"this daemon serves {known}")
         return snapshotters[name]
 
 
 async def _received(stream: Stream[Any, Any]) -> Any:
-    """The request, None from a client that has left."""
+    """Return the request, None if the client has disconnected. Raise GRPCError."""
     try:
         return await stream.recv_message()
     except messages.DecodeError as error:
-        logger.warning("a request cannot be read: %s", error)
-        raise GRPCError(Status.INTERNAL, f"the request cannot be read: {error}") from None
+        logger.warning("cannot decode a request: %s", error)
+        raise GRPCError(Status.INTERNAL, f"cannot decode the request: {error}") from None
 
 
 def _shortened(text: str) -> str:
-    """The text without its middle if it is too long to be sent."""
+    """Return the text, without its middle if it is too long to be sent."""
     short, kept = text, len(text)
     while len(quote(short)) > _MESSAGE_BYTES:
         kept = kept * 3 // 4
@@ -204,7 +207,7 @@ def _cleanup(snapshotter: Snapshotter, _: Any) -> Any:
     return messages.Empty()
 
 
-def _mounted(mount: Mount) -> Any:
+def _mounted(mount: MountSpec) -> Any:
     one = messages.Mount(type=mount.type, source=mount.source, options=mount.options)
     return messages.MountsResponse(mounts=[one])
 

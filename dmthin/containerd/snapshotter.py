@@ -1,6 +1,6 @@
-"""One snapshotter of containerd's on a store: its labels, its sizes, its mounts. Blocks; to be called from threads.
+"""One containerd snapshotter on a store: labels, sizes, mounts. Blocking; to be called from threads.
 
-The rules are those of containerd's core/snapshots/snapshotter.go (github.com/containerd/containerd).
+The semantics are specified by containerd's core/snapshots/snapshotter.go (github.com/containerd/containerd).
 """
 
 import logging
@@ -20,17 +20,18 @@ from dmthin.units import parse_size
 logger = logging.getLogger(__name__)
 
 REFERENCE = "containerd.io/snapshot.ref"
-"""The label with the chain id of a layer that is about to be unpacked, and of a committed one that holds it."""
+"""The label with the chain id of a layer: of the one to be unpacked in Prepare, and of a committed snapshot of it."""
 
 MAX_SIZE = "containerd.io/snapshot/max-size"
 OWN_SIZE = "containerd.io/snapshot/dmthin.size"
+"""Labels with the size of a snapshot: containerd's, in bytes, and dmthin's, with a unit, which has priority."""
 
 _MAX_KEY = 64 << 10
 
 
 @dataclass(frozen=True, slots=True)
-class Mount:
-    """What containerd gives to mount(8): a device, and options beside the defaults."""
+class MountSpec:
+    """A mount for containerd to make: file system type, device, and options."""
 
     type: str
     source: str
@@ -38,7 +39,7 @@ class Mount:
 
 
 class Snapshotter:
-    """The snapshots under one snapshotter name. `base_size` in bytes is that of snapshots without a parent."""
+    """The snapshots of one snapshotter name. `base_size` is the size in bytes of snapshots without a parent."""
 
     def __init__(self, name: str, store: Store, usage: UsageCounter, base_size: int) -> None:
         self.name = name
@@ -50,38 +51,39 @@ class Snapshotter:
     def _snapshots(self) -> Snapshots:
         return self._store.snapshots
 
-    def prepare(self, key: str, parent: str, labels: Labels, *, view: bool = False) -> Mount:
-        """Make an active snapshot, or a view; its mount.
+    def prepare(self, key: str, parent: str, labels: Labels, *, view: bool = False) -> MountSpec:
+        """Create an active snapshot, or a view, and return its mount.
 
-        Raises what `Snapshots.prepare` does; AlreadyExists too for a layer that the store holds: it is there under
-        another name then, with the label REFERENCE, and containerd looks for it.
+        Raise InvalidValue, and what `Snapshots.prepare` raises. Raise AlreadyExists also if the store has the layer of
+        the label REFERENCE: then it has been published as a committed snapshot with that label, which containerd
+        looks up instead of unpacking the layer (remote snapshots, containerd's docs/remote-snapshotter.md).
         """
         _require_key("key", key)
         size = _size(labels)
         reference = labels.get(REFERENCE, "")
         if reference and not view and self._publish(key, parent, labels, reference):
-            raise AlreadyExists(f"the layer {reference} is here already")
+            raise AlreadyExists(f"the layer {reference} exists already")
         snapshot, info = self._snapshots.prepare(
             self.name, key, parent, labels, size=size, base_size=self._base_size, view=view
         )
-        logger.info("%s: prepared the %s on %s", self.name, snapshot.title, parent or "nothing")
+        logger.info("%s: prepared %s on %s", self.name, snapshot.title, parent or "no parent")
         return self._mount(snapshot, info)
 
-    def mounts(self, key: str) -> Mount:
-        """The mount of an active snapshot or a view. Raises NotFound, InUse (it is committed)."""
+    def mounts(self, key: str) -> MountSpec:
+        """Return the mount of an active snapshot or a view. Raise NotFound, or InUse for a committed snapshot."""
         snapshot = self._snapshots.get(self.name, key)
         if snapshot.kind is SnapshotKind.COMMITTED:
-            raise InUse(f"the {snapshot.title} has no mount", hint="prepare one on it, or a view")
+            raise InUse(f"the {snapshot.title} has no mount", hint="prepare a snapshot or a view on it")
         return self._mount(snapshot, self._snapshots.activate(snapshot))
 
     def commit(self, name: str, key: str, labels: Labels, parent: str) -> None:
-        """Commit an active snapshot. Raises what `Snapshots.commit` does."""
+        """Commit an active snapshot. Raise InvalidValue, and what `Snapshots.commit` raises."""
         _require_key("name", name)
         self._snapshots.commit(self.name, name, key, labels, parent)
         logger.info("%s: committed %r as %r", self.name, key, name)
 
     def remove(self, key: str) -> None:
-        """Remove a snapshot. Raises NotFound; InUse for whatever else is in the way, which containerd's GC survives."""
+        """Remove a snapshot. Raise NotFound, or InUse for any other failure, which containerd's GC tolerates."""
         try:
             self._snapshots.remove(self.name, key)
         except NotFound:
@@ -91,59 +93,62 @@ class Snapshotter:
         logger.info("%s: removed %r", self.name, key)
 
     def stat(self, key: str) -> Snapshot:
-        """What is known of a snapshot. Raises NotFound."""
+        """Return the record of a snapshot. Raise NotFound."""
         return self._snapshots.get(self.name, key)
 
     def update(self, key: str, labels: Labels, paths: Sequence[str]) -> Snapshot:
-        """Change labels: all, or those that a field mask names as `labels.KEY`. Raises NotFound, InvalidValue."""
+        """Replace all labels, or those that the field mask `paths` names as `labels.KEY`; return the new record.
+
+        Raise NotFound, or InvalidValue for another field.
+        """
         for path in paths:
             if path != "labels" and not path.startswith("labels."):
-                raise InvalidValue(f"the field {path!r} cannot be updated", hint="only labels can")
+                raise InvalidValue(f"the field {path!r} cannot be updated", hint="only labels can be updated")
 
         whole = not paths or "labels" in paths
         only = None if whole else [path.removeprefix("labels.") for path in paths]
         return self._snapshots.relabel(self.name, key, labels, only)
 
     def list(self, texts: Sequence[str]) -> Iterator[Snapshot]:
-        """The snapshots that one of the filters takes, all without one. Raises InvalidValue."""
-        wanted = filters.parse_all(texts)
-        return (snapshot for snapshot in self._snapshots.all(self.name) if wanted(_fields(snapshot)))
+        """Return the snapshots that match any of the filters, all of them without filters. Raise InvalidValue."""
+        matches = filters.parse_all(texts)
+        return (snapshot for snapshot in self._snapshots.all(self.name) if matches(_fields(snapshot)))
 
     def usage(self, key: str) -> tuple[int, int]:
-        """Bytes and inodes that a snapshot has and its parent has not."""
+        """Return the bytes and inodes of a snapshot that are not its parent's. Raise NotFound."""
         return self._usage.of(self._snapshots.get(self.name, key))
 
     def cleanup(self) -> None:
-        """Return once the space of what was removed is back."""
+        """Finish removals: their space has been reclaimed when this returns."""
         self._store.spares.drop_orphans()
         self._store.cleanup.drain()
         self._store.recover()
 
     def _publish(self, key: str, parent: str, labels: Labels, reference: str) -> bool:
-        """Let a layer that the store holds be found under a name of this snapshotter; False if there is none.
+        """Publish a layer that the store has under a name of this snapshotter. Return whether the store has it.
 
-        One of another size than it would have here is none: what is made on it later would have that size too.
+        A layer of another size than it would get here does not count: snapshots on it would inherit that size.
         """
-        seed = self._snapshots.with_label(REFERENCE, reference, self.name, parent)
-        if seed is None:
+        source = self._snapshots.with_label(REFERENCE, reference, self.name, parent)
+        if source is None:
             return False
-        if (seed.snapshotter, seed.parent) != (self.name, parent):
-            usual = self._snapshots.get(self.name, parent).volume.size if parent else self._base_size
-            if seed.volume.size != (_size(labels) or usual):
+        if (source.snapshotter, source.parent) != (self.name, parent):
+            default = self._snapshots.get(self.name, parent).volume.size if parent else self._base_size
+            if source.volume.size != (_size(labels) or default):
                 return False
-            self._snapshots.adopt(self.name, f"{key} {reference}", parent, labels, seed)
-            logger.info("%s: gave the layer %s from %r, which is here", self.name, reference, seed.key)
+            self._snapshots.adopt(self.name, f"{key} {reference}", parent, labels, source)
+            logger.info("%s: published the layer %s as a copy of %r", self.name, reference, source.key)
         return True
 
-    def _mount(self, snapshot: Snapshot, info: DeviceInfo) -> Mount:
+    def _mount(self, snapshot: Snapshot, info: DeviceInfo) -> MountSpec:
         volume = snapshot.volume
         own = filesystem.by_name(volume.file_system).mount_options
         options = filesystem.join_options("ro" if volume.read_only else "", own, self._store.options.mount_options)
-        return Mount(volume.file_system, info.node, tuple(filter(None, options.split(","))))
+        return MountSpec(volume.file_system, info.node, tuple(filter(None, options.split(","))))
 
 
 def _fields(snapshot: Snapshot) -> filters.Adaptor:
-    """The fields that a filter may name (containerd's core/metadata/adaptors.go)."""
+    """Return an adaptor for the fields that a filter may use (containerd's core/metadata/adaptors.go)."""
     values = {"name": snapshot.key, "parent": snapshot.parent, "kind": str(snapshot.kind)}
 
     def field(path: tuple[str, ...]) -> str | None:
@@ -155,6 +160,7 @@ def _fields(snapshot: Snapshot) -> filters.Adaptor:
 
 
 def _require_key(what: str, key: str) -> None:
+    """Raise InvalidValue if the key or name is empty or too long."""
     if not key:
         raise InvalidValue(f"the {what} is empty")
     if len(key) > _MAX_KEY:
@@ -162,17 +168,17 @@ def _require_key(what: str, key: str) -> None:
 
 
 def _size(labels: Mapping[str, str]) -> int | None:
-    """The size in bytes that labels ask for. Raises InvalidValue, which names the label."""
+    """Return the size in bytes that a label requests, None without one. Raise InvalidValue, which names the label."""
     for label in (OWN_SIZE, MAX_SIZE):
         if (text := labels.get(label)) is None:
             continue
         if label == MAX_SIZE and not text.isdecimal():
-            raise InvalidValue(f"the label {label}={text!r} is no number of bytes")
+            raise InvalidValue(f"the label {label}={text!r} is not a number of bytes")
         try:
             size = parse_size(text)
         except InvalidValue as error:
             raise InvalidValue(f"the label {label}={text!r}: {error}") from None
         if size <= 0:
-            raise InvalidValue(f"the label {label}={text!r} is no size")
+            raise InvalidValue(f"the label {label}={text!r} is not a positive size")
         return size
     return None

@@ -1,8 +1,9 @@
-"""What a snapshot takes that its parent does not: bytes of the pool, and inodes.
+"""The usage of snapshots: bytes of the pool, and inodes, that are not their parent's.
 
-containerd asks for each active snapshot every ten seconds. Reading all mappings takes a process, so what it tells of
-every volume serves for a while, and what a volume has mapped since is added; a newer one shared then all that its
-parent maps. A committed snapshot is counted once.
+containerd requests the usage of each active snapshot every ten seconds. Reading the mappings of all volumes takes a
+process (thin_ls), so its result, a sample, is used for some time, and the blocks that a volume has mapped since then
+are added. A snapshot that is newer than the sample shared all mappings of its parent when it was created. A committed
+snapshot does not change, and is counted once.
 """
 
 import os
@@ -21,58 +22,62 @@ from dmthin.store.state.model import Kind, Snapshot, SnapshotKind, State, Volume
 from dmthin.store.store import Store
 from dmthin.store.volumes.background import Queue
 
-_LEAST_SECONDS = 10.0
-_PATIENCE = 20
-"""All mappings are read no more often than this many times as long as reading them takes."""
+_MIN_PERIOD_SECONDS = 10.0
+_PERIOD_FACTOR = 20
+"""The period of a sample is at least this many times as long as it took to read: 5 % of the time is spent on it."""
 
-_OLDEST = 6
-"""A count that has served its time serves while the next is made behind the caller, up to so many times that time."""
+_MAX_PERIODS = 6
+"""A sample older than its period is still used while the next one is read in the background, up to so many periods."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Counted:
-    """What every volume mapped at a time (monotonic seconds), in blocks by device id; and how long that took.
+class _Sample:
+    """The mappings of all volumes at the time `at` (monotonic, seconds), read in `took` seconds.
 
-    `settled` are the volumes that others are made of: they were as they stay.
+    `blocks` is by device id. `immutable` are the ids of ready bases and images, whose mappings do not change.
     """
 
     at: float
     took: float
     blocks: dict[int, Usage]
-    settled: frozenset[int]
+    immutable: frozenset[int]
 
     @property
-    def served(self) -> float:
-        """Its age, as a share of the time that it serves."""
-        return (time.monotonic() - self.at) / max(_LEAST_SECONDS, _PATIENCE * self.took)
+    def age(self) -> float:
+        """The age of the sample in periods."""
+        return (time.monotonic() - self.at) / max(_MIN_PERIOD_SECONDS, _PERIOD_FACTOR * self.took)
 
     def of(self, volume: Volume, *, is_active: bool) -> Usage | None:
-        """What a volume mapped; None if this count cannot tell.
+        """Return what a volume mapped; None if it cannot be derived from this sample.
 
-        For a newer one it is what that shared when it was made, which is of use only if the kernel tells of the rest.
+        For a newer volume, return what it shared with its parent when it was created. That is sufficient only if the
+        volume is active, so that the kernel reports the number of blocks that it maps now.
         """
         if (found := self.blocks.get(volume.device_id)) is not None:
             return found
-        if is_active and volume.parent in self.settled and volume.parent in self.blocks:
+        if is_active and volume.parent in self.immutable and volume.parent in self.blocks:
             origin = self.blocks[volume.parent]
             return Usage(0, origin.exclusive_blocks + origin.shared_blocks)
         return None
 
 
 class UsageCounter:
-    """The use of one store's snapshots. Threads may share it."""
+    """Computes the usage of one store's snapshots. Thread-safe."""
 
-    def __init__(self, store: Store, behind: Queue) -> None:
-        """`behind` counts behind the caller, and need not be quick."""
+    def __init__(self, store: Store, background: Queue) -> None:
+        """`background` reads samples. It should be a queue of its own, since that can take long."""
         self._store = store
-        self._behind = behind
+        self._background = background
         self._block_size = store.ledger.store().block_size
-        self._counting = threading.Lock()
-        self._counted = _Counted(float("-inf"), 0, {}, frozenset())
-        self._is_renewed = False
+        self._lock = threading.Lock()
+        self._sample = _Sample(float("-inf"), 0, {}, frozenset())
+        self._is_refreshing = False
 
     def of(self, snapshot: Snapshot) -> tuple[int, int]:
-        """Bytes and inodes. Raises NotFound if it is removed meanwhile, Unavailable, NeedsRepair."""
+        """Return the bytes and inodes of a snapshot that are not its parent's.
+
+        Raise NotFound (it was removed meanwhile), Unavailable or NeedsRepair.
+        """
         if snapshot.kind is SnapshotKind.COMMITTED:
             size, inodes = self._committed(snapshot)
         else:
@@ -81,7 +86,7 @@ class UsageCounter:
         return size, max(0, inodes - (self._committed(below)[1] if below else 0))
 
     def _committed(self, snapshot: Snapshot) -> tuple[int, int]:
-        """What a committed snapshot adds to its parent, and all its inodes."""
+        """Return the bytes that a committed snapshot adds to its parent, and all its inodes."""
         if snapshot.bytes is not None and snapshot.inodes is not None:
             return snapshot.bytes, snapshot.inodes
         volume = snapshot.volume
@@ -91,67 +96,68 @@ class UsageCounter:
             size = alone.exclusive_blocks * self._block_size
         else:
             size = self._store.pool.added(volume.parent, volume.device_id)
-        # Whoever asks must not wait for those who write the ledger.
+        # Recorded in the background: Usage must not wait for another writer of the ledger.
         self._store.background.work.later(0, partial(self._store.snapshots.save_usage, snapshot, size, inodes))
         return size, inodes
 
     def _exclusive(self, snapshot: Snapshot) -> int:
-        """The bytes that only this volume maps: as of the last count, and what it has mapped since."""
+        """Return the bytes that only this volume maps: those in the sample, and those mapped since then."""
         mapped = self._mapped(snapshot.volume)
-        then = self._then(snapshot.volume, is_active=mapped is not None)
-        blocks = then.exclusive_blocks if mapped is None else mapped - then.shared_blocks
+        sampled = self._sampled(snapshot.volume, is_active=mapped is not None)
+        blocks = sampled.exclusive_blocks if mapped is None else mapped - sampled.shared_blocks
         return max(0, blocks) * self._block_size
 
     def _mapped(self, volume: Volume) -> int | None:
-        """The blocks that a volume maps now; None while it is not active, or if the kernel does not know."""
+        """Return the number of blocks that a volume maps now; None if it is inactive or the kernel does not know."""
         if (info := self._store.volumes.info(volume)) is None:
             return None
         try:
             mapped = ThinStatus.parse(self._store.dm.status(info.name)).mapped
-        except NotFound:  # its device has gone just now
+        except NotFound:  # its device was removed meanwhile
             return None
         return None if mapped is None else mapped // self._block_size
 
-    def _then(self, volume: Volume, *, is_active: bool) -> Usage:
-        """What a volume mapped at the time of a count that is not too old."""
-        renew = False
-        with self._counting:
-            then = self._counted.of(volume, is_active=is_active)
-            if then is None or self._counted.served > _OLDEST:
-                self._counted = counted = self._count()
-                then = counted.blocks.get(volume.device_id, Usage(0, 0))
-            elif self._counted.served > 1 and not self._is_renewed:
-                renew = self._is_renewed = True
-        if renew:
-            self._behind.later(0, self._renew)
-        return then
+    def _sampled(self, volume: Volume, *, is_active: bool) -> Usage:
+        """Return what a volume mapped, according to a sample that is recent enough; read one if there is none."""
+        refresh = False
+        with self._lock:
+            found = self._sample.of(volume, is_active=is_active)
+            if found is None or self._sample.age > _MAX_PERIODS:
+                self._sample = sample = self._read()
+                found = sample.blocks.get(volume.device_id, Usage(0, 0))
+            elif self._sample.age > 1 and not self._is_refreshing:
+                refresh = self._is_refreshing = True
+        if refresh:
+            self._background.later(0, self._refresh)
+        return found
 
-    def _count(self) -> _Counted:
+    def _read(self) -> _Sample:
         started = time.monotonic()
+        # The ledger comes first: a volume is immutable here only if it was so before its mappings are read.
         volumes = self._store.ledger.volumes()
-        settled = frozenset(
+        immutable = frozenset(
             volume.device_id for volume in volumes if volume.state is State.READY and volume.kind is not Kind.CONTAINER
         )
         blocks = self._store.pool.usage()
-        return _Counted(started, time.monotonic() - started, blocks, settled)
+        return _Sample(started, time.monotonic() - started, blocks, immutable)
 
-    def _renew(self) -> None:
-        """Count again, while those who ask get what was counted before."""
+    def _refresh(self) -> None:
+        """Read a new sample while the current one stays in use."""
         try:
-            counted = self._count()
-            with self._counting:
-                if counted.at > self._counted.at:
-                    self._counted = counted
+            sample = self._read()
+            with self._lock:
+                if sample.at > self._sample.at:
+                    self._sample = sample
         finally:
-            self._is_renewed = False
+            self._is_refreshing = False
 
     def _inodes(self, snapshot: Snapshot) -> int:
-        """The inodes in use: of a mounted file system from the kernel, else from its superblock."""
+        """Return the number of inodes in use: from statfs(2) if the volume is mounted, else from its superblock."""
         kind = filesystem.by_name(snapshot.volume.file_system)
         info = self._store.volumes.info(snapshot.volume)
         if info is not None and (mounts := mount.of_device(info.dev)):
-            figures = os.statvfs(mounts[0].target)
-            return max(0, figures.f_files - figures.f_ffree - kind.own_inodes)
+            statistics = os.statvfs(mounts[0].target)
+            return max(0, statistics.f_files - statistics.f_ffree - kind.own_inodes)
         with self._store.volumes.open(snapshot.volume) as device:
             inodes = kind.inodes(Path(device.info.node))
         if info is None:

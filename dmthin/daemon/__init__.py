@@ -1,1 +1,1 @@
-"""One process that serves the faces asked for."""
+"""The daemon process, which serves the front ends for dockerd and containerd."""

@@ -1,4 +1,4 @@
-"""The unix sockets that a face listens on: made here for root alone, or passed by systemd."""
+"""The unix sockets of front ends: created for root alone, or passed by systemd (socket activation)."""
 
 import os
 import socket
@@ -13,10 +13,14 @@ _MAX_PATH = 107
 
 
 class Listener:
-    """A listening socket at `path`. One that we made goes with us; one of systemd's stays."""
+    """A listening socket at `path`. `close` removes the path, unless the socket was `passed` by systemd."""
 
     def __init__(self, path: Path, passed: socket.socket | None = None) -> None:
-        """Listen. Raises AlreadyExists (another process does), NotPermitted, InvalidValue (a path too long)."""
+        """Listen on the passed socket or on a new one.
+
+        Raise AlreadyExists (another process listens there), NotPermitted, InvalidValue (the path is too long) or
+        KernelError.
+        """
         self.path = path
         self._own = passed is None
         self.socket = passed or _listen(path)
@@ -31,12 +35,12 @@ class Listener:
 
 def _listen(path: Path) -> socket.socket:
     if len(os.fsencode(path)) > _MAX_PATH:
-        raise InvalidValue(f"{path} is longer than the {_MAX_PATH} bytes of a socket's address", hint="choose another")
+        raise InvalidValue(f"the socket path {path} is longer than {_MAX_PATH} bytes", hint="choose a shorter one")
     try:
         path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
         _remove_stale(path)
         listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        before = os.umask(0o177)  # never, not even for a moment, for others than root
+        before = os.umask(0o177)  # a chmod(2) afterwards would leave a moment in which others can connect
         try:
             listening.bind(os.fspath(path))
         except BaseException:
@@ -47,19 +51,19 @@ def _listen(path: Path) -> socket.socket:
         listening.listen(_BACKLOG)
         return listening
     except OSError as error:
-        raise os_failure(error, f"listen at {path}", RIGHTS) from None
+        raise os_failure(error, f"listen on {path}", RIGHTS) from None
 
 
 def _remove_stale(path: Path) -> None:
-    """Remove a socket that nobody listens on. Raises AlreadyExists for any other file, and for one that answers."""
+    """Remove a socket without listener. Raise AlreadyExists for one that accepts connections, or for another file."""
     if not path.exists():
         return
     if not path.is_socket():
-        raise AlreadyExists(f"{path} is not a socket", hint="choose another, or remove it")
+        raise AlreadyExists(f"{path} exists and is not a socket", hint="choose another path, or remove it")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as trial:
         try:
             trial.connect(os.fspath(path))
         except ConnectionRefusedError:
             path.unlink()
         else:
-            raise AlreadyExists(f"another process serves {path}", hint="stop that first, or choose another")
+            raise AlreadyExists(f"another process listens on {path}", hint="stop it, or choose another path")

@@ -1,4 +1,4 @@
-"""The daemon: faces on their sockets until a signal ends it, and what systemd wants to know of it."""
+"""The daemon: serving front ends on their sockets until a signal, with notifications to systemd."""
 
 import asyncio
 import logging
@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextma
 from dataclasses import dataclass
 from pathlib import Path
 
-from dmthin.containerd.config import SnapshotterPlan
+from dmthin.containerd.config import SnapshotterConfig
 from dmthin.daemon import systemd
 from dmthin.daemon.listener import Listener
 from dmthin.kernel import priority
@@ -19,44 +19,45 @@ RUN_FOLDER = Path("/run/dmthin")
 DOCKER_SOCKET = Path("/run/docker/plugins/dmthin.sock")
 CONTAINERD_SOCKET = RUN_FOLDER / "containerd.sock"
 _DOCKER, _CONTAINERD = "docker", "containerd"
-"""The names of the faces, and the FileDescriptorName of each one's socket in a systemd socket unit."""
+"""The names of the front ends, equal to the FileDescriptorName= of their systemd socket units."""
 
 _CLIENTS = {_DOCKER: "dockerd", _CONTAINERD: "containerd"}
-_ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_TERMINATING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _IDLE_SECONDS = 10 * 365 * 86400.0
-"""How long a connection may be idle: dockerd would send its next request just when we close it."""
+"""Keep-alive timeout of dockerd's connections: closing an idle one would race with its next request."""
 
-_GOODBYE_SECONDS = 20.0
-"""How long requests may go on after a signal before they are broken off."""
+_SHUTDOWN_SECONDS = 20.0
+"""Time for requests in progress to finish after a signal, before they are cancelled."""
 
 
 @dataclass(frozen=True, slots=True)
-class Faces:
-    """The faces to serve: where each listens, None for those not asked for.
+class FrontEnds:
+    """The front ends to serve. `docker` and `containerd` are the paths of their sockets, None to leave one out.
 
-    `snapshotters` are those of the face to containerd, whose stores are made and opened with `options`.
+    `snapshotters` are containerd's. `options` are the storage options with which their stores are created and opened.
     """
 
     docker: Path | None = None
     containerd: Path | None = None
-    snapshotters: tuple[SnapshotterPlan, ...] = ()
+    snapshotters: tuple[SnapshotterConfig, ...] = ()
     options: tuple[str, ...] = ()
 
 
-def serve(faces: Faces) -> None:
-    """Serve until SIGTERM, SIGINT or SIGHUP; what is under way is ended first.
+def serve(front_ends: FrontEnds) -> None:
+    """Serve until SIGTERM, SIGINT or SIGHUP, then finish the requests in progress.
 
-    Raises what `Listener` and the opening of containerd's stores raise.
+    Raise what `Listener` and `open_snapshotters` raise.
     """
     priority.raise_priority()
-    with _listeners(faces) as listeners:
-        asyncio.run(_serve(faces, listeners))
+    with _listeners(front_ends) as listeners:
+        asyncio.run(_serve(front_ends, listeners))
 
 
 @contextmanager
-def _listeners(faces: Faces) -> Iterator[Mapping[str, Listener]]:
+def _listeners(front_ends: FrontEnds) -> Iterator[Mapping[str, Listener]]:
+    """Open the listener of each front end, on the socket that systemd passed for it if there is one."""
     passed = dict(systemd.passed_sockets())
-    wanted = {_DOCKER: faces.docker, _CONTAINERD: faces.containerd}
+    wanted = {_DOCKER: front_ends.docker, _CONTAINERD: front_ends.containerd}
     with ExitStack() as stack:
         listeners = {}
         for name, path in wanted.items():
@@ -68,36 +69,36 @@ def _listeners(faces: Faces) -> Iterator[Mapping[str, Listener]]:
         yield listeners
 
 
-async def _serve(faces: Faces, listeners: Mapping[str, Listener]) -> None:
-    ended = asyncio.Event()
+async def _serve(front_ends: FrontEnds, listeners: Mapping[str, Listener]) -> None:
+    terminated = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in _ENDING:
-        loop.add_signal_handler(number, ended.set)
+    for number in _TERMINATING:
+        loop.add_signal_handler(number, terminated.set)
     async with AsyncExitStack() as stack:
         if _DOCKER in listeners:
             await stack.enter_async_context(_docker(listeners[_DOCKER]))
         if _CONTAINERD in listeners:
-            await stack.enter_async_context(_containerd(listeners[_CONTAINERD], faces))
-        served = ", ".join(f"{_CLIENTS[name]} at {listener.path}" for name, listener in listeners.items())
+            await stack.enter_async_context(_containerd(listeners[_CONTAINERD], front_ends))
+        served = ", ".join(f"{_CLIENTS[name]} on {listener.path}" for name, listener in listeners.items())
         systemd.notify("READY=1", f"STATUS=serving {served}")
         logger.info("serving %s", served)
-        watching = asyncio.create_task(_keep_watchdog_quiet())
-        await ended.wait()
-        watching.cancel()
-        logger.info("ending")
-        systemd.notify("STOPPING=1", "STATUS=ending what is under way")
+        watchdog = asyncio.create_task(_notify_watchdog())
+        await terminated.wait()
+        watchdog.cancel()
+        logger.info("shutting down")
+        systemd.notify("STOPPING=1", "STATUS=finishing requests")
 
 
 @asynccontextmanager
 async def _docker(listener: Listener) -> AsyncIterator[None]:
-    from aiohttp import web  # each face's libraries only where it is served
+    from aiohttp import web  # imported only if this front end is served
 
     from dmthin.docker.driver import Driver
-    from dmthin.docker.server import DockerFace
+    from dmthin.docker.server import DockerFrontEnd
 
-    face = DockerFace(Driver(RUN_FOLDER / f"{listener.path.stem}.json"))
+    front_end = DockerFrontEnd(Driver(RUN_FOLDER / f"{listener.path.stem}.json"))
     runner = web.AppRunner(
-        face.application(), access_log=None, keepalive_timeout=_IDLE_SECONDS, shutdown_timeout=_GOODBYE_SECONDS
+        front_end.application(), access_log=None, keepalive_timeout=_IDLE_SECONDS, shutdown_timeout=_SHUTDOWN_SECONDS
     )
     await runner.setup()
     try:
@@ -108,31 +109,32 @@ async def _docker(listener: Listener) -> AsyncIterator[None]:
 
 
 @asynccontextmanager
-async def _containerd(listener: Listener, faces: Faces) -> AsyncIterator[None]:
+async def _containerd(listener: Listener, front_ends: FrontEnds) -> AsyncIterator[None]:
     from grpclib.server import Server
 
-    from dmthin.containerd.config import opened
-    from dmthin.containerd.server import ContainerdFace
+    from dmthin.containerd.config import open_snapshotters
+    from dmthin.containerd.server import ContainerdFrontEnd
 
-    stores = opened(faces.snapshotters, faces.options)
+    stores = open_snapshotters(front_ends.snapshotters, front_ends.options)
     opening = asyncio.ensure_future(asyncio.to_thread(stores.__enter__))
-    face = ContainerdFace(opening)
-    server = Server([face])
-    # containerd gives up a connection that is not answered within a second; a call on one may take its time.
+    front_end = ContainerdFrontEnd(opening)
+    server = Server([front_end])
+    # Accept connections while the stores are being opened, which may run thin_check: containerd drops a connection
+    # that is not accepted within a second, but has no such timeout for a call.
     await server.start(sock=listener.socket)
     try:
         await opening
         yield
     finally:
-        await face.drain(_GOODBYE_SECONDS)
+        await front_end.drain(_SHUTDOWN_SECONDS)
         server.close()
         await server.wait_closed()
-        await asyncio.to_thread(face.close)
+        await asyncio.to_thread(front_end.close)
         if not opening.exception():
             await asyncio.to_thread(stores.__exit__, None, None, None)
 
 
-async def _keep_watchdog_quiet() -> None:
+async def _notify_watchdog() -> None:
     seconds = systemd.watchdog_seconds()
     while seconds is not None:
         systemd.notify("WATCHDOG=1")

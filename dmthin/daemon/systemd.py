@@ -1,4 +1,4 @@
-"""What systemd and a service tell each other: sd_notify(3), sd_listen_fds(3), sd-daemon(3) log levels."""
+"""The interface between systemd and a service: sd_notify(3), sd_listen_fds(3), sd-daemon(3) log levels."""
 
 import logging
 import os
@@ -8,13 +8,13 @@ from contextlib import suppress
 
 from dmthin import steps
 
-_FIRST_PASSED = 3
+_LISTEN_FDS_START = 3
 _LEVELS = ((logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6))
-"""Levels of logging, and those of syslog(3) that the journal reads from `<N>` before a line."""
+"""Levels of the logging module, and those of syslog(3), which the journal reads from a prefix `<N>` of a line."""
 
 
 def notify(*assignments: str) -> None:
-    """Tell systemd `READY=1`, `STATUS=...` and the like; nothing happens where no service manager listens."""
+    """Send `READY=1`, `STATUS=...` and the like to systemd. Do nothing without a service manager."""
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address.startswith(("/", "@")):
         return
@@ -25,7 +25,7 @@ def notify(*assignments: str) -> None:
 
 
 def watchdog_seconds() -> float | None:
-    """How often systemd wants to hear `WATCHDOG=1`, halved; None where it does not watch this process."""
+    """Return half of the watchdog timeout, the interval for `WATCHDOG=1`; None if the watchdog is off."""
     if os.environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
         return None
     text = os.environ.get("WATCHDOG_USEC", "")
@@ -33,22 +33,22 @@ def watchdog_seconds() -> float | None:
 
 
 def passed_sockets() -> Iterator[tuple[str, socket.socket]]:
-    """The listening sockets that systemd opened for us, each with its FileDescriptorName."""
+    """Yield the listening sockets that systemd passed, each with its FileDescriptorName."""
     if os.environ.get("LISTEN_PID") != str(os.getpid()):
         return
     count = int(os.environ.get("LISTEN_FDS", "0"))
     names = os.environ.get("LISTEN_FDNAMES", "").split(":")
     for number in range(count):
-        passed = socket.socket(fileno=_FIRST_PASSED + number)
+        passed = socket.socket(fileno=_LISTEN_FDS_START + number)
         passed.set_inheritable(False)
         yield (names[number] if number < len(names) else ""), passed
 
 
 class JournalFormatter(logging.Formatter):
-    """A line with the level that the journal reads from its front."""
+    """Formats records with the level prefix that the journal parses."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """One line, or more for a traceback, each with its level."""
+        """Return one line, or several with a traceback, each with its level."""
         level = next((number for floor, number in _LEVELS if record.levelno >= floor), 7)
         return "\n".join(f"<{level}>{line}" for line in super().format(record).splitlines())
 

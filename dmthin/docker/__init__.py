@@ -1,1 +1,1 @@
-"""The face to dockerd: a graphdriver plugin, https://docs.docker.com/engine/extend/plugins_graphdriver/."""
+"""The front end for dockerd: a graphdriver plugin, https://docs.docker.com/engine/extend/plugins_graphdriver/."""

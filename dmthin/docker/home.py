@@ -1,7 +1,7 @@
-"""The store that dockerd's Init names: made at the first start, and opened by the options of each later one.
+"""The store in the directory that dockerd's Init names: created at the first start, reconfigured at later ones.
 
-dockerd gives all its options at each start. Those that shape the pool were fixed when it was made; the others hold
-from now on, so one that is left out has its default again, as with Docker's own driver.
+dockerd passes all its options at each start. Those that define the pool were fixed at its creation. The others take
+effect now; one that is omitted gets its default again, as in Docker's own driver.
 """
 
 import logging
@@ -18,55 +18,56 @@ from dmthin.units import format_exact
 logger = logging.getLogger(__name__)
 
 _SIZES = ("dm.loopdatasize", "dm.loopmetadatasize")
-_OF_THE_BASE = ("dm.fs", "dm.mkfsarg")
-_STAYING = (*POOL_OPTIONS, *_OF_THE_BASE, "dm.basesize")
-"""Options that stay as they were when a later start does not give them."""
+_BASE_OPTIONS = ("dm.fs", "dm.mkfsarg")
+_PERSISTENT_OPTIONS = (*POOL_OPTIONS, *_BASE_OPTIONS, "dm.basesize")
+"""Options that keep their stored value when a later start omits them."""
 
 
 def open_home(home: Path, texts: Iterable[str], background: Background) -> Store:
-    """The store in the folder `home`, made if there is none, with dockerd's options.
+    """Return the store in the directory `home`, created if there is none, with dockerd's options applied.
 
-    Raises InvalidValue for options that contradict each other or the store, and what `create_store` raises.
+    Raise InvalidValue for options that contradict each other or the store, and what `create_store` raises.
     """
-    given = parse_pairs(texts)
-    StorageOptions.from_pairs(given)
+    requested = parse_pairs(texts)
+    StorageOptions.from_pairs(requested)
     if not is_store(home):
-        logger.info("making a store in %s", home)
-        return create_store(home, as_texts(given), background=background)
+        logger.info("creating a store in %s", home)
+        return create_store(home, as_texts(requested), background=background)
     with Store(home) as store:
         stored = parse_pairs(store.ledger.store().options)
-        settled = {key: value for key, value in stored.items() if key in _STAYING}
-        settled |= {key: value for key, value in given.items() if key not in _SIZES}
-        for key in _OF_THE_BASE:
-            if key in given and given[key] != stored.get(key, ""):
-                _keep_stored(key, given[key], stored, settled)
-    Store(home, (text for text in as_texts(given) if text.partition("=")[0] not in _SIZES)).close()
-    if settled != stored:
+        merged = {key: value for key, value in stored.items() if key in _PERSISTENT_OPTIONS}
+        merged |= {key: value for key, value in requested.items() if key not in _SIZES}
+        for key in _BASE_OPTIONS:
+            if key in requested and requested[key] != stored.get(key, ""):
+                _keep_stored(key, requested[key], stored, merged)
+    # Opening with the requested options validates them against the pool, before anything is stored.
+    Store(home, (text for text in as_texts(requested) if text.partition("=")[0] not in _SIZES)).close()
+    if merged != stored:
         with Store(home) as store:
-            store.pool.set_options(as_texts(settled))
+            store.pool.set_options(as_texts(merged))
     store = Store(home, background=background)
     try:
-        _grow(store, given)
+        _extend(store, requested)
     except BaseException:
         store.close()
         raise
     return store
 
 
-def _keep_stored(key: str, given: str, stored: dict[str, str], settled: dict[str, str]) -> None:
-    """Leave out an option of the base that differs from how that was made: Docker warns, and goes on."""
+def _keep_stored(key: str, requested: str, stored: dict[str, str], merged: dict[str, str]) -> None:
+    """Restore in `merged` the stored value of a base option. Like Docker, only warn about a different one."""
     default = StorageOptions().file_system.name if key == "dm.fs" else ""
     before = stored.get(key, default)
-    if given != before:
-        logger.warning("%s=%s is ignored: this store was made with %s", key, given, before or "none")
-    settled.pop(key)
+    if requested != before:
+        logger.warning("%s=%s is ignored: this store was created with %s", key, requested, before or "none")
+    merged.pop(key)
     if key in stored:
-        settled[key] = stored[key]
+        merged[key] = stored[key]
 
 
-def _grow(store: Store, given: dict[str, str]) -> None:
-    """Extend the pool's files to the sizes that dockerd gives; a smaller size is a warning only, as in Docker."""
-    wanted = StorageOptions.from_pairs(given)
+def _extend(store: Store, requested: dict[str, str]) -> None:
+    """Extend the pool's files to the requested sizes. Like Docker, only warn about a smaller size."""
+    wanted = StorageOptions.from_pairs(requested)
     report = store.pool.status()
     if not report.active:
         store.pool.activate()
@@ -75,14 +76,15 @@ def _grow(store: Store, given: dict[str, str]) -> None:
     sizes["dm.loopmetadatasize"] = (wanted.metadata_size, report.metadata_size)
     larger: dict[str, int] = {}
     for key, (size, now) in sizes.items():
-        if key not in given or size == now:
+        if key not in requested or size == now:
             continue
         if size < now:
-            logger.warning("%s=%s is ignored: the pool has %s and never shrinks", key, given[key], format_exact(now))
+            has = format_exact(now)
+            logger.warning("%s=%s is ignored: the pool has %s and cannot shrink", key, requested[key], has)
         else:
             larger[key] = size
     if larger:
         try:
             store.pool.extend(data_size=larger.get(_SIZES[0]), metadata_size=larger.get(_SIZES[1]))
         except DmthinError as error:
-            logger.warning("the pool is not extended: %s", error)
+            logger.warning("cannot extend the pool: %s", error)

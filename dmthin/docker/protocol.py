@@ -1,7 +1,7 @@
-"""Requests of the graphdriver plugin protocol as values, checked: dockerd's `daemon/graphdriver/proxy.go`.
+"""Parsing and validation of requests of the graphdriver plugin protocol (moby's daemon/graphdriver/proxy.go).
 
-dockerd leaves empty fields out, so what is missing is empty. What it repeats after a broken connection has lost its
-body, so an empty body is an error and never a request without fields.
+dockerd omits empty fields, so a missing field is empty. A request that it repeats after a connection failure has lost
+its body, so an empty body is an error, and not a request without fields.
 """
 
 import json
@@ -12,19 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from dmthin.errors import InvalidValue
+from dmthin.layers.idmap import IdRanges
 
 CONTENT_TYPE = "application/vnd.docker.plugins.v1.1+json"
 
 _ID = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}")
 _MAP_KEYS = (("container_id", "ContainerID"), ("host_id", "HostID"), ("size", "Size"))
 
-IdRanges = tuple[tuple[int, int, int], ...]
-"""Ranges of ids as (first in the container, first on the host, how many); empty: they are the same."""
-
 
 @dataclass(frozen=True, slots=True)
 class InitRequest:
-    """What dockerd says first, at each of its starts."""
+    """The first request of dockerd after each of its starts. `home` is the directory of the driver."""
 
     home: Path
     options: tuple[str, ...]
@@ -34,7 +32,7 @@ class InitRequest:
 
 @dataclass(frozen=True, slots=True)
 class LayerRequest:
-    """A call about one layer. `options` are the storage options of that layer, as `key=value`."""
+    """A request about one layer. `options` are the storage options of this layer, as `key=value`."""
 
     id: str
     parent: str = ""
@@ -43,73 +41,77 @@ class LayerRequest:
 
 
 def parse_object(body: bytes) -> Mapping[str, Any]:
-    """The JSON object of a body. Raises InvalidValue."""
+    """Return the JSON object in a request's body. Raise InvalidValue."""
     if not body:
-        raise InvalidValue("the request has no body", hint="dockerd repeats a broken request without it: try again")
+        raise InvalidValue(
+            "the request has no body", hint="dockerd repeats a failed request without its body: try again"
+        )
     try:
         content = json.loads(body)
     except ValueError as error:
-        raise InvalidValue(f"the request is no JSON: {error}") from None
+        raise InvalidValue(f"the request is not JSON: {error}") from None
     if not isinstance(content, dict):
-        raise InvalidValue("the request is no JSON object")
+        raise InvalidValue("the request is not a JSON object")
     return content
 
 
 def parse_init(content: Mapping[str, Any]) -> InitRequest:
-    """The Init request. Raises InvalidValue."""
-    home = _text(content, "Home")
+    """Return the Init request. Raise InvalidValue."""
+    home = _string(content, "Home")
     if not home.startswith("/"):
         raise InvalidValue(f"Home: {home!r} is not an absolute path")
     options = content.get("Opts") or []
     if not isinstance(options, list) or not all(isinstance(option, str) for option in options):
-        raise InvalidValue("Opts is not a list of texts")
+        raise InvalidValue("Opts is not a list of strings")
     return InitRequest(Path(home), tuple(options), _ranges(content, "UIDMaps"), _ranges(content, "GIDMaps"))
 
 
 def parse_layer(content: Mapping[str, Any]) -> LayerRequest:
-    """A request about one layer. Raises InvalidValue."""
+    """Return a request about one layer. Raise InvalidValue."""
     options = content.get("StorageOpt") or {}
     if not isinstance(options, dict) or not all(isinstance(value, str) for value in options.values()):
-        raise InvalidValue("StorageOpt is not an object of texts")
-    parent = _text(content, "Parent")
+        raise InvalidValue("StorageOpt is not an object with string values")
+    parent = _string(content, "Parent")
     return LayerRequest(
-        id=check_id(_text(content, "ID")),
+        id=check_id(_string(content, "ID")),
         parent=check_id(parent) if parent else "",
-        mount_label=_check_label(_text(content, "MountLabel")),
+        mount_label=_check_label(_string(content, "MountLabel")),
         options=tuple(f"{key}={value}" for key, value in options.items()),
     )
 
 
 def check_id(text: str) -> str:
-    """A layer's id, which becomes the name of a folder: Docker's are 64 hexadecimal digits, BuildKit's 25 characters.
+    """Return a layer's id if it is valid as the name of a directory. Raise InvalidValue.
 
-    Raises InvalidValue.
+    Ids of Docker are 64 hexadecimal digits, those of BuildKit 25 characters.
     """
     if not _ID.fullmatch(text):
-        raise InvalidValue(f"{text[:200]!r} is no id of a layer")
+        raise InvalidValue(f"invalid layer id {text[:200]!r}")
     return text
 
 
 def _check_label(text: str) -> str:
+    """Return an SELinux label that can be quoted in a mount option. Raise InvalidValue."""
     if '"' in text or "\0" in text:
-        raise InvalidValue(f"MountLabel: {text[:200]!r} is no label")
+        raise InvalidValue(f"MountLabel: invalid label {text[:200]!r}")
     return text
 
 
-def _text(content: Mapping[str, Any], key: str) -> str:
+def _string(content: Mapping[str, Any], key: str) -> str:
+    """Return a string field, empty if it is missing or null. Raise InvalidValue."""
     value = content.get(key) or ""
     if not isinstance(value, str):
-        raise InvalidValue(f"{key} is not a text")
+        raise InvalidValue(f"{key} is not a string")
     return value
 
 
 def _ranges(content: Mapping[str, Any], key: str) -> IdRanges:
-    """The id map of that name; clients spell its fields in two ways."""
+    """Return the id map in a field; clients use either of two spellings for its keys. Raise InvalidValue."""
     entries = content.get(key) or []
     try:
         ranges = tuple(
             tuple(int(entry[one] if one in entry else entry[other]) for one, other in _MAP_KEYS) for entry in entries
         )
     except (TypeError, KeyError, ValueError):
-        raise InvalidValue(f"{key} is no list of id ranges") from None
+        raise InvalidValue(f"{key} is not a list of id ranges") from None
     return tuple((inside, outside, count) for inside, outside, count in ranges)

@@ -1,7 +1,7 @@
-"""The graphdriver plugin protocol over HTTP: dockerd posts a call to /GraphDriver.NAME and gets JSON, or a tar.
+"""The graphdriver plugin protocol over HTTP: dockerd posts a request to /GraphDriver.NAME and gets JSON or a tar.
 
-An error is a JSON object with `Err`, which dockerd shows to its user as it is. Only a Diff must tell its error by
-another status than 200, and where its tar has begun, by breaking the connection off.
+An error is a JSON object with `Err`, which dockerd shows to its user verbatim, and status 200. Only Diff reports errors
+by another status, or by aborting the connection if part of its tar has been sent.
 """
 
 import asyncio
@@ -34,28 +34,28 @@ logger = logging.getLogger(__name__)
 
 _THREADS = 64
 _MAX_REQUEST = 4 << 20
-"""Bytes of a JSON request; dockerd's largest is Init with its options."""
+"""Limit in bytes of a JSON request; dockerd's largest is Init with its options."""
 
-_TIDY_SECONDS = 5.0
+_MAINTENANCE_SECONDS = 5.0
 _SHOWN = 300
-"""Characters of a request that a log line shows."""
+"""Bytes of a request in a log line."""
 
 T = TypeVar("T")
 Answer = dict[str, Any]
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-class DockerFace:
-    """The face to one dockerd: its HTTP application and what goes on beside it."""
+class DockerFrontEnd:
+    """The HTTP application for one dockerd, and the driver's periodic maintenance."""
 
     def __init__(self, driver: Driver) -> None:
         self._driver = driver
         self._threads = ThreadPoolExecutor(_THREADS, "docker")
-        self._tidying: asyncio.Task[None] | None = None
+        self._maintenance: asyncio.Task[None] | None = None
 
     def application(self) -> web.Application:
-        """The application, to be served on dockerd's socket."""
-        application = web.Application(client_max_size=_MAX_REQUEST, middlewares=[_told])
+        """Return the application to serve on dockerd's socket."""
+        application = web.Application(client_max_size=_MAX_REQUEST, middlewares=[_log_and_translate])
         calls: dict[str, Handler] = {
             "Plugin.Activate": self._activate,
             "GraphDriver.Init": self._json(self._init),
@@ -81,28 +81,27 @@ class DockerFace:
 
     async def _start(self, _: web.Application) -> None:
         await self._in_thread(self._driver.restore)
-        self._tidying = asyncio.create_task(self._tidy())
+        self._maintenance = asyncio.create_task(self._maintain())
 
     async def _stop(self, _: web.Application) -> None:
-        if self._tidying is not None:
-            self._tidying.cancel()
+        if self._maintenance is not None:
+            self._maintenance.cancel()
         await asyncio.to_thread(self._threads.shutdown)
         self._driver.close()
 
-    async def _tidy(self) -> None:
-        """Take away what was busy when it was removed, once it no longer is."""
+    async def _maintain(self) -> None:
         while True:
-            await asyncio.sleep(_TIDY_SECONDS)
+            await asyncio.sleep(_MAINTENANCE_SECONDS)
             try:
-                await self._in_thread(self._driver.tidy)
+                await self._in_thread(self._driver.maintain)
             except DmthinError as error:
-                logger.debug("nothing tidied: %s", error)
+                logger.debug("maintenance failed: %s", error)
 
     async def _in_thread(self, function: Callable[..., T], *arguments: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
 
     def _json(self, call: Callable[[bytes], Answer]) -> Handler:
-        """A handler that reads the body, and calls in a thread."""
+        """Return a handler that reads the body and runs `call` with it in a thread."""
 
         async def handle(request: web.Request) -> web.Response:
             body = await _read(request)
@@ -151,20 +150,21 @@ class DockerFace:
         return {}
 
     async def _apply_diff(self, request: web.Request) -> web.StreamResponse:
-        body = streams.Body(request.content, request.transport)
+        body = streams.RequestBody(request.content, request.transport)
         try:
             layer = check_id(request.query.get("id", ""))
-            if not await body.begins():
+            if not await body.has_data():
                 raise InvalidValue(
-                    f"the tar of the layer {layer} is empty", hint="dockerd repeats a broken request so: try again"
+                    f"the tar of layer {layer} is empty",
+                    hint="dockerd repeats a failed request without its body: try again",
                 )
             async with self._job(Verb.APPLY, layer) as job:
                 size = await streams.apply(job, body)
                 await self._in_thread(block.sync_root, job.root, layer)
-            logger.info("filled %s: %d bytes of files", layer, size)
+            logger.info("applied a diff to %s: %d bytes in files", layer, size)
             return _answer({"Size": size})
         finally:
-            await body.drain()  # else dockerd's sender hangs
+            await body.drain()  # otherwise dockerd's sender would block
 
     async def _diff(self, request: web.Request) -> web.StreamResponse:
         try:
@@ -186,22 +186,22 @@ class DockerFace:
 
     @asynccontextmanager
     async def _compared(self, verb: Verb, layer: LayerRequest) -> AsyncIterator[Job]:
-        """A job on a layer and its parent."""
+        """Yield a job on a layer and its parent."""
         async with self._job(verb, layer.id, layer.parent) as job:
             yield job
 
     @asynccontextmanager
     async def _job(self, verb: Verb, layer: str, parent: str = "") -> AsyncIterator[Job]:
-        """A job whose layers are open, for as long as it takes; no lock is held meanwhile."""
+        """Yield a job whose layers stay open while the block runs. No lock is held meanwhile."""
         async with AsyncExitStack() as stack:
-            root = await stack.enter_async_context(self._held(self._driver.opened(layer)))
-            below = await stack.enter_async_context(self._held(self._driver.opened(parent))) if parent else None
+            root = await stack.enter_async_context(self._entered(self._driver.opened(layer)))
+            below = await stack.enter_async_context(self._entered(self._driver.opened(parent))) if parent else None
             uids, gids = self._driver.id_ranges
             yield Job(verb=verb, root=root, parent=below, name=layer, uid_map=uids, gid_map=gids)
 
     @asynccontextmanager
-    async def _held(self, context: AbstractContextManager[T]) -> AsyncIterator[T]:
-        """A context that blocks, entered and left in a thread."""
+    async def _entered(self, context: AbstractContextManager[T]) -> AsyncIterator[T]:
+        """Enter and exit a blocking context manager in a thread."""
         value = await self._in_thread(context.__enter__)
         try:
             yield value
@@ -210,8 +210,8 @@ class DockerFace:
 
 
 @web.middleware
-async def _told(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Log each call, and answer its failure in dockerd's form."""
+async def _log_and_translate(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Log each request, and translate its error into a response that dockerd understands."""
     started = time.monotonic()
     outcome = "done"
     try:
@@ -220,10 +220,10 @@ async def _told(request: web.Request, handler: Handler) -> web.StreamResponse:
         outcome = f"failed: {error}"
         return _failed(request, error, 200)
     except ConnectionError:
-        outcome = "broken off by dockerd"
-        return web.Response()  # nobody hears it
+        outcome = "connection lost"
+        return web.Response()  # it cannot be sent any more
     except web.HTTPException as error:
-        outcome = f"refused: {error.reason}"
+        outcome = f"rejected: {error.reason}"
         return web.json_response({"Err": f"{request.path}: {error.reason}"}, status=error.status)
     except asyncio.CancelledError:
         outcome = "cancelled"
@@ -234,8 +234,8 @@ async def _told(request: web.Request, handler: Handler) -> web.StreamResponse:
         return web.json_response({"Err": f"this is a bug in dmthin: {type(error).__name__}: {error}"}, status=500)
     finally:
         milliseconds = (time.monotonic() - started) * 1000
-        said = request.get("said", b"")[:_SHOWN].decode(errors="replace").strip() or request.query_string
-        logger.debug("%s %s took=%.1fms %s", request.path.removeprefix("/"), said, milliseconds, outcome)
+        body = request.get("body", b"")[:_SHOWN].decode(errors="replace").strip() or request.query_string
+        logger.debug("%s %s took=%.1fms %s", request.path.removeprefix("/"), body, milliseconds, outcome)
 
 
 def _failed(request: web.Request, error: DmthinError, status: int) -> web.Response:
@@ -244,7 +244,10 @@ def _failed(request: web.Request, error: DmthinError, status: int) -> web.Respon
 
 
 async def _streamed(request: web.Request, source: AsyncGenerator[bytes, None], content_type: str) -> web.StreamResponse:
-    """Send pieces as they come. A failure before the first is raised; a later one breaks the connection off."""
+    """Send the pieces of `source` as they arrive.
+
+    Raise an error that occurs before the first piece. A later one aborts the connection: the status has been sent.
+    """
     async with aclosing(source) as pieces:
         first = await anext(pieces, b"")
         response = web.StreamResponse(headers={"Content-Type": content_type})
@@ -255,16 +258,17 @@ async def _streamed(request: web.Request, source: AsyncGenerator[bytes, None], c
                 await response.write(piece)
             await response.write_eof()
         except DmthinError as error:
-            logger.error("%s: broken off: %s", request.path.removeprefix("/"), error)
+            logger.error("%s: aborted: %s", request.path.removeprefix("/"), error)
             if request.transport is not None:
                 request.transport.abort()
         except ConnectionError:
-            logger.debug("%s: dockerd has read enough", request.path.removeprefix("/"))  # Go's reader of JSON does so
+            # Go's JSON decoder closes the connection before it has read the end of the body.
+            logger.debug("%s: connection closed by dockerd", request.path.removeprefix("/"))
         return response
 
 
 async def _read(request: web.Request) -> bytes:
-    body = request["said"] = await request.read()
+    body = request["body"] = await request.read()
     return body
 
 

@@ -1,6 +1,6 @@
-"""What `docker info` and `docker inspect` show: the fields of Docker's devicemapper driver, and two more.
+"""The driver's data for `docker info` and `docker inspect`: the fields of Docker's devicemapper driver, and two more.
 
-Sizes are written as that driver wrote them: decimal units, four digits.
+Sizes have the format of that driver: decimal units, four digits.
 """
 
 import os
@@ -14,30 +14,31 @@ from dmthin.store.store import Store
 _UNITS = ("B", "kB", "MB", "GB", "TB", "PB", "EB")
 
 Pairs = list[list[str]]
+"""Lists of a label and a value."""
 
 
 def status_pairs(store: Store) -> Pairs:
-    """The driver's status, in Docker's order. Asks the kernel for what it knows at once, and waits for nothing."""
+    """Return the driver's status, in Docker's order. It is read from the kernel and does not wait for any lock."""
     report = store.pool.status()
     options = store.options
     data_node, metadata_node = _nodes(store)
     pairs = [
         ["Pool Name", report.name],
-        ["Pool Blocksize", human(report.block_size)],
-        ["Base Device Size", human(options.base_size)],
+        ["Pool Blocksize", decimal_size(report.block_size)],
+        ["Base Device Size", decimal_size(options.base_size)],
         ["Backing Filesystem", options.file_system.name],
         ["Udev Sync Supported", "true"],
         ["Data file", data_node],
         ["Metadata file", metadata_node],
         ["Data loop file", report.data if report.data_allocated is not None else ""],
         ["Metadata loop file", report.metadata if report.metadata_allocated is not None else ""],
-        ["Data Space Used", human(report.data_used)],
-        ["Data Space Total", human(report.data_size)],
-        ["Data Space Available", human(report.data_available)],
-        ["Metadata Space Used", human(report.metadata_used)],
-        ["Metadata Space Total", human(report.metadata_size)],
-        ["Metadata Space Available", human(report.metadata_available)],
-        ["Thin Pool Minimum Free Space", human(report.data_size * options.min_free_percent // 100)],
+        ["Data Space Used", decimal_size(report.data_used)],
+        ["Data Space Total", decimal_size(report.data_size)],
+        ["Data Space Available", decimal_size(report.data_available)],
+        ["Metadata Space Used", decimal_size(report.metadata_used)],
+        ["Metadata Space Total", decimal_size(report.metadata_size)],
+        ["Metadata Space Available", decimal_size(report.metadata_available)],
+        ["Thin Pool Minimum Free Space", decimal_size(report.data_size * options.min_free_percent // 100)],
         ["Deferred Removal Enabled", str(options.deferred_removal).lower()],
         ["Deferred Deletion Enabled", str(options.deferred_deletion).lower()],
         ["Deferred Deleted Device Count", str(_deferred(store.ledger))],
@@ -49,7 +50,7 @@ def status_pairs(store: Store) -> Pairs:
 
 
 def metadata(store: Store, volume: Volume) -> dict[str, str]:
-    """What is known of one volume, as Docker's driver named it."""
+    """Return the data of one volume under the keys of Docker's driver."""
     return {
         "DeviceId": str(volume.device_id),
         "DeviceSize": str(volume.size),
@@ -57,8 +58,8 @@ def metadata(store: Store, volume: Volume) -> dict[str, str]:
     }
 
 
-def human(size: int) -> str:
-    """A size in decimal units, as Go's units.HumanSize writes it: `10.74GB`."""
+def decimal_size(size: int) -> str:
+    """Return a size in decimal units, in the format of go-units' HumanSize: `10.74GB`."""
     value, unit = float(size), 0
     while value >= 1000 and unit < len(_UNITS) - 1:
         value /= 1000
@@ -67,7 +68,7 @@ def human(size: int) -> str:
 
 
 def _nodes(store: Store) -> tuple[str, str]:
-    """The block devices below the pool, empty while it is not active."""
+    """Return the pool's data and metadata devices, empty while it is not active."""
     try:
         table = store.lifecycle.activation.pool(store.ledger.store()).table()
         return os.fspath(block.node_of(table.data_device)), os.fspath(block.node_of(table.metadata_device))

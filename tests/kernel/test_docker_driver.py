@@ -171,7 +171,7 @@ def test_cleanup_with_a_busy_layer_leaves_the_pool_up(driver: Driver, caplog: py
         driver.cleanup()
         assert "sleep (pid" in caplog.text
         process.kill()
-    driver.tidy()
+    driver.maintain()
     driver.cleanup()
     assert not driver.store.pool.status().active
 
@@ -187,7 +187,7 @@ def test_options_of_a_later_start(driver: Driver, home: Path, caplog: pytest.Log
     with pytest.raises(InvalidValue, match=r"256M is less than this store's 512M"):
         init(driver, home)
     driver.init(InitRequest(home, ("dm.fs=xfs",), (), ()))
-    assert "dm.fs=xfs is ignored: this store was made with ext4" in caplog.text
+    assert "dm.fs=xfs is ignored: this store was created with ext4" in caplog.text
     assert (driver.store.options.base_size, driver.store.options.mount_options) == (512 * MIB, "")
     assert driver.store.options.file_system.name == "ext4"
     with pytest.raises(InvalidValue, match=r"dm.blocksize=128K differs"):

@@ -12,7 +12,7 @@ from types import FrameType
 from dmthin import steps
 from dmthin.cli import main
 
-_FACE = "dmthin.containerd.server"
+_FRONT_END = "dmthin.containerd.server"
 _BEHIND = "dmthin.store.volumes.background"
 
 
@@ -42,7 +42,7 @@ def _call(frame: FrameType | None) -> str:
     """The call that the calling thread is in."""
     while frame is not None:
         module, name = frame.f_globals.get("__name__"), frame.f_code.co_name
-        if module == _FACE and name.startswith("_") and name != "_called":
+        if module == _FRONT_END and name.startswith("_") and name != "_call":
             return name.strip("_").capitalize()
         if module == _BEHIND:
             return "BackgroundQueue"

@@ -61,8 +61,8 @@ def test_a_relative_destination_is_refused(capsys: pytest.CaptureFixture[str]) -
     assert "not an absolute path" in capsys.readouterr().err
 
 
-def test_serve_wants_a_face_and_no_options_of_dockerd(capsys: pytest.CaptureFixture[str]) -> None:
+def test_serve_requires_a_front_end_and_rejects_options_of_dockerd(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["serve"]) == 2
-    assert "give --docker" in capsys.readouterr().err
+    assert "pass --docker" in capsys.readouterr().err
     assert main(["serve", "--docker", "--storage-opt", "dm.basesize=20G"]) == 2
     assert "daemon.json" in capsys.readouterr().err

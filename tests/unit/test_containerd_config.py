@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from dmthin.cli import main
-from dmthin.containerd.config import SnapshotterPlan, containerd_config, parse_plans
+from dmthin.containerd.config import SnapshotterConfig, containerd_config, parse_snapshotters
 from dmthin.errors import InvalidValue
 from dmthin.units import GIB
 
@@ -14,40 +14,40 @@ ROOT = Path("/var/lib/dmthin")
 
 
 def test_there_is_one_snapshotter_unless_more_are_named() -> None:
-    assert parse_plans([], ROOT) == (SnapshotterPlan("dmthin", ROOT),)
+    assert parse_snapshotters([], ROOT) == (SnapshotterConfig("dmthin", ROOT),)
 
 
 def test_each_has_the_store_and_the_size_that_it_names() -> None:
-    plans = parse_plans(["a", "b=/srv/b", "c,size=20G", "d=/srv/d,size=1G"], ROOT)
+    plans = parse_snapshotters(["a", "b=/srv/b", "c,size=20G", "d=/srv/d,size=1G"], ROOT)
     assert plans == (
-        SnapshotterPlan("a", ROOT),
-        SnapshotterPlan("b", Path("/srv/b")),
-        SnapshotterPlan("c", ROOT, 20 * GIB),
-        SnapshotterPlan("d", Path("/srv/d"), GIB),
+        SnapshotterConfig("a", ROOT),
+        SnapshotterConfig("b", Path("/srv/b")),
+        SnapshotterConfig("c", ROOT, 20 * GIB),
+        SnapshotterConfig("d", Path("/srv/d"), GIB),
     )
 
 
 @pytest.mark.parametrize(
     ("texts", "words"),
     [
-        ([""], "'' is no name"),
-        (["a b"], "'a b' is no name"),
-        (["-a"], "'-a' is no name"),
-        (["a="], "no absolute path: ''"),
-        (["a=srv"], "no absolute path: 'srv'"),
-        (["a,siz=1G"], "unknown option 'siz' of the snapshotter a"),
-        (["a,size=large"], "size of the snapshotter a"),
-        (["a,size=0"], "size of the snapshotter a"),
-        (["a", "a=/srv"], "'a' is given twice"),
+        ([""], "invalid snapshotter name ''"),
+        (["a b"], "invalid snapshotter name 'a b'"),
+        (["-a"], "invalid snapshotter name '-a'"),
+        (["a="], "not an absolute path: ''"),
+        (["a=srv"], "not an absolute path: 'srv'"),
+        (["a,siz=1G"], "unknown option 'siz' of snapshotter a"),
+        (["a,size=large"], "size of snapshotter a"),
+        (["a,size=0"], "size of snapshotter a"),
+        (["a", "a=/srv"], "'a' is specified twice"),
     ],
 )
 def test_what_makes_no_snapshotter_is_named(texts: list[str], words: str) -> None:
     with pytest.raises(InvalidValue, match=words):
-        parse_plans(texts, ROOT)
+        parse_snapshotters(texts, ROOT)
 
 
 def test_what_is_printed_is_toml_that_names_every_snapshotter() -> None:
-    plans = parse_plans(["dmthin", 'big=/srv/a "b"'], ROOT)
+    plans = parse_snapshotters(["dmthin", 'big=/srv/a "b"'], ROOT)
     config = tomllib.loads(containerd_config(plans, Path("/run/dmthin/containerd.sock")))
     assert list(config["proxy_plugins"]) == ["dmthin", "big"]
     for plugin in config["proxy_plugins"].values():
@@ -58,7 +58,7 @@ def test_what_is_printed_is_toml_that_names_every_snapshotter() -> None:
 
 
 def test_the_comments_hold_the_same_for_containerd_2() -> None:
-    text = containerd_config(parse_plans([], ROOT), Path("/s"))
+    text = containerd_config(parse_snapshotters([], ROOT), Path("/s"))
     commented = [line[2:] for line in text.split("# The same for containerd 2.x:\n")[1].splitlines()]
     plugins = tomllib.loads("\n".join(commented))["plugins"]
     assert plugins["io.containerd.cri.v1.images"]["snapshotter"] == "dmthin"
@@ -75,11 +75,11 @@ def test_the_command_prints_it(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["serve", "--docker", "--snapshotter", "a"], "--snapshotter belongs to --containerd"),
-        (["--storage-opt", "size=1G", "serve", "--containerd"], "the storage option size is for"),
-        (["serve", "--containerd", "--snapshotter", "a b"], "is no name for a snapshotter"),
+        (["serve", "--docker", "--snapshotter", "a"], "--snapshotter requires --containerd"),
+        (["--storage-opt", "size=1G", "serve", "--containerd"], "the storage option size is valid for"),
+        (["serve", "--containerd", "--snapshotter", "a b"], "invalid snapshotter name 'a b'"),
         (["serve", "--containerd", "--json"], "neither --dry-run nor --json"),
-        (["serve"], "give --docker, --containerd or both"),
+        (["serve"], "pass --docker, --containerd or both"),
     ],
 )
 def test_what_does_not_go_together_is_refused(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -31,7 +31,7 @@ def test_a_stale_socket_is_replaced_and_a_live_one_is_not(tmp_path: Path) -> Non
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(path))
     listener = Listener(path)
-    with pytest.raises(AlreadyExists, match="another process serves"):
+    with pytest.raises(AlreadyExists, match="another process listens on"):
         Listener(path)
     listener.close()
     path.write_text("mine")

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dmthin.docker import protocol
-from dmthin.docker.status import human
+from dmthin.docker.status import decimal_size
 from dmthin.errors import DmthinError, InvalidValue
 
 
@@ -39,13 +39,19 @@ def test_ids_of_docker_and_buildkit(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["", "..", ".", "a/b", "../a", "-a", "a" * 129, "a\n", "ä", "a b", "a\0"])
 def test_ids_that_are_no_names(text: str) -> None:
-    with pytest.raises(InvalidValue, match="no id of a layer"):
+    with pytest.raises(InvalidValue, match="invalid layer id"):
         protocol.check_id(text)
 
 
 @pytest.mark.parametrize(
     ("body", "words"),
-    [(b"", "no body.*try again"), (b"{", "no JSON"), (b"[]", "no JSON object"), (b"\xff", "no JSON"), (b"1", "object")],
+    [
+        (b"", "no body.*try again"),
+        (b"{", "not JSON"),
+        (b"[]", "not a JSON object"),
+        (b"\xff", "not JSON"),
+        (b"1", "object"),
+    ],
 )
 def test_bodies_that_are_no_requests(body: bytes, words: str) -> None:
     with pytest.raises(InvalidValue, match=words):
@@ -101,4 +107,4 @@ def test_no_body_is_more_than_an_error(body: bytes) -> None:
     [(0, "0B"), (65536, "65.54kB"), (10737418240, "10.74GB"), (107374182400, "107.4GB"), (999, "999B"), (1000, "1kB")],
 )
 def test_sizes_as_docker_writes_them(size: int, text: str) -> None:
-    assert human(size) == text
+    assert decimal_size(size) == text

@@ -14,7 +14,7 @@ import pytest
 from aiohttp import web
 
 from dmthin.docker import streams
-from dmthin.docker.streams import Body
+from dmthin.docker.streams import RequestBody
 
 HEAD = b"POST / HTTP/1.1\r\nHost: plugin\r\nTransfer-Encoding: chunked\r\n\r\n"
 
@@ -24,8 +24,8 @@ def received(path: Path, send: Callable[[socket.socket], object]) -> list[bytes]
     pieces: list[bytes] = []
 
     async def take(request: web.Request) -> web.Response:
-        body = Body(request.content, request.transport)
-        assert await body.begins()
+        body = RequestBody(request.content, request.transport)
+        assert await body.has_data()
         try:
             async for piece in body.pieces():
                 pieces.append(piece)  # so that what came before the end is kept

@@ -78,7 +78,7 @@ def test_it_serves_until_a_signal(start: Start, tmp_path: Path, number: int) -> 
     assert not path.exists()
     assert process.stderr is not None
     words = process.stderr.read()
-    assert f"serving dockerd at {path}" in words
+    assert f"serving dockerd on {path}" in words
     assert "Traceback" not in words
 
 
@@ -86,7 +86,7 @@ def test_systemd_hears_that_it_is_ready_alive_and_ending(start: Start, tmp_path:
     environment = {"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "100000"}
     process = start("--docker", str(tmp_path / "s"), **environment)
     said = [manager.recv(200).decode() for _ in range(4)]
-    assert said[0] == f"READY=1\nSTATUS=serving dockerd at {tmp_path / 's'}"
+    assert said[0] == f"READY=1\nSTATUS=serving dockerd on {tmp_path / 's'}"
     assert said[1:] == ["WATCHDOG=1"] * 3
     process.terminate()
     while "STOPPING=1" not in (last := manager.recv(200).decode()):
@@ -119,7 +119,7 @@ def test_a_second_one_on_the_same_socket_is_refused(start: Start, tmp_path: Path
     second = start("--docker", str(path))
     assert second.wait(PATIENCE) == 4
     assert second.stderr is not None
-    assert second.stderr.read() == f"dmthin: another process serves {path}: stop that first, or choose another\n"
+    assert second.stderr.read() == f"dmthin: another process listens on {path}: stop it, or choose another path\n"
     assert activate(path) == 200
 
 
@@ -173,4 +173,4 @@ def test_a_call_before_init_says_what_to_do(start: Start, tmp_path: Path) -> Non
     for thread in threads:
         thread.join()
     assert len(results) == 8
-    assert all("restart it" in json.loads(result)["Err"] for result in results)
+    assert all("restart dockerd" in json.loads(result)["Err"] for result in results)

@@ -136,7 +136,7 @@ def test_a_snapshot_may_be_larger_than_its_image(containerd: Containerd) -> None
     said = containerd.container(IMAGE, "df", "-m", "/", options=options(str(2048 * MIB)))
     assert file_system_size(said) > 1900
     assert file_system_size(containerd.container(IMAGE, "df", "-m", "/")) < 512
-    with pytest.raises(Failed, match=r"max-size='2 GB' is no number of bytes"):
+    with pytest.raises(Failed, match=r"max-size='2 GB' is not a number of bytes"):
         containerd.container(IMAGE, "true", options=options("2 GB"))
     with pytest.raises(Failed, match="size 1M is less than the 512M"):
         containerd.container(IMAGE, "true", options=options(str(MIB)))

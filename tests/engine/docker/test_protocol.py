@@ -92,8 +92,8 @@ def test_a_diff_that_is_applied_again_gives_the_same_tree(plugin: Plugin) -> Non
 
 def test_errors_have_dockers_form(plugin: Plugin) -> None:
     for method, fields, words in (
-        ("Create", {"ID": "../../etc"}, "no id of a layer"),
-        ("Create", {"ID": ""}, "no id of a layer"),
+        ("Create", {"ID": "../../etc"}, "invalid layer id"),
+        ("Create", {"ID": ""}, "invalid layer id"),
         ("Create", {"ID": "x", "Parent": "nothing"}, "no volume 'nothing'"),
         ("Create", {"ID": "x", "StorageOpt": {"size": "1"}}, "size"),
         ("Get", {"ID": "nothing"}, "no volume 'nothing'"),
@@ -157,7 +157,7 @@ def test_a_hostile_layer_stays_inside(plugin: Plugin) -> None:
     link.type, link.linkname = tarfile.LNKTYPE, "../../../../etc/shadow"
     with tarfile.open(fileobj=(buffer := io.BytesIO()), mode="w") as tar:
         tar.addfile(link)
-    assert "not there" in plugin.apply("layer", buffer.getvalue())["Err"]
+    assert "which does not exist" in plugin.apply("layer", buffer.getvalue())["Err"]
 
 
 def test_a_layer_that_stalls_holds_nobody_up(plugin: Plugin, served: Docker) -> None:

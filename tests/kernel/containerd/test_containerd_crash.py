@@ -15,8 +15,8 @@ import grpc
 import pytest
 
 from dmthin import steps
-from dmthin.containerd.config import SnapshotterPlan, opened
-from dmthin.containerd.snapshotter import MAX_SIZE, REFERENCE, Mount, Snapshotter
+from dmthin.containerd.config import SnapshotterConfig, open_snapshotters
+from dmthin.containerd.snapshotter import MAX_SIZE, REFERENCE, MountSpec, Snapshotter
 from dmthin.errors import AlreadyExists, DmthinError, NotFound
 from dmthin.kernel import mount
 from dmthin.store.state.model import SPARE_NAMES, Kind, SnapshotKind, State
@@ -271,7 +271,7 @@ def _run(root: Path, call: Call, edges: int) -> None:
 @contextmanager
 def _snapshotter(root: Path, name: str = "dmthin") -> Iterator[Snapshotter]:
     """As a daemon that has just begun has it."""
-    with opened((SnapshotterPlan(name, root),), ()) as (snapshotter,):
+    with open_snapshotters((SnapshotterConfig(name, root),), ()) as (snapshotter,):
         yield snapshotter
 
 
@@ -298,7 +298,7 @@ def _kernel_has_no_more_than_the_ledger(store: Store) -> None:
     assert [entry.target for entry in mount.under(store.layout.root)] == [str(store.layout.mounts)]
 
 
-def _mounted(snapshotter: Snapshotter, one: Mount) -> AbstractContextManager[Path]:
+def _mounted(snapshotter: Snapshotter, one: MountSpec) -> AbstractContextManager[Path]:
     return mounted((client.Mount(one.type, one.source, one.options),), _root(snapshotter).with_name("mnt"))
 
 

@@ -418,7 +418,7 @@ def test_a_namespace_is_neither_needed_nor_heeded(daemon: Daemon, snapshots: Sna
 def test_what_is_no_request_is_refused(snapshots: Snapshots) -> None:
     snapshots.prepare("a")
     for body in (b"\xff", b"\x0a\x7fshort", b"\x0a\x06dmthin\x12\x02\xff\xfe"):
-        with refused(grpc.StatusCode.INTERNAL, "cannot be read"):
+        with refused(grpc.StatusCode.INTERNAL, "cannot decode the request"):
             snapshots.raw("Stat", body)
     with refused(grpc.StatusCode.UNIMPLEMENTED):
         snapshots.raw("Nothing", b"")

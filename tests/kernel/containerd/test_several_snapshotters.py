@@ -170,7 +170,7 @@ def test_a_label_gives_a_size(clients: dict[str, Snapshots], name: str, place: P
         (MAX_SIZE, "-1", "number of bytes"),
         (MAX_SIZE, "4e8", "number of bytes"),
         (MAX_SIZE, "\N{SUPERSCRIPT TWO}", "number of bytes"),
-        (MAX_SIZE, "0", "no size"),
+        (MAX_SIZE, "0", "not a positive size"),
         (MAX_SIZE, "1", "1K|small"),
         (MAX_SIZE, str(400 * MIB + 1), "multiple of 1K"),
         (MAX_SIZE, "9" * 30, "more than any"),

@@ -109,7 +109,7 @@ def test_usage_of_new_snapshots_reads_no_mappings(store: Store, place: Path, mon
         return usage(pools)
 
     monkeypatch.setattr(Pool, "usage", counted)
-    monkeypatch.setattr(counting, "_LEAST_SECONDS", 1000)
+    monkeypatch.setattr(counting, "_MIN_PERIOD_SECONDS", 1000)
     behind = BackgroundQueue("test")
     counter = UsageCounter(store, behind)
 
@@ -131,14 +131,14 @@ def test_usage_of_new_snapshots_reads_no_mappings(store: Store, place: Path, mon
         assert 4 * MIB <= used(f"b{number}", "base", "one") <= 4 * MIB + SLACK
         assert used(f"c{number}", "base") <= SLACK
     assert counts == 2
-    monkeypatch.setattr(counting, "_LEAST_SECONDS", 0.01)
-    monkeypatch.setattr(counting, "_PATIENCE", 0)
-    monkeypatch.setattr(counting, "_OLDEST", float("inf"))
+    monkeypatch.setattr(counting, "_MIN_PERIOD_SECONDS", 0.01)
+    monkeypatch.setattr(counting, "_PERIOD_FACTOR", 0)
+    monkeypatch.setattr(counting, "_MAX_PERIODS", float("inf"))
     time.sleep(0.02)
     assert 4 * MIB <= counter.of(store.snapshots.get("s", "b0"))[0] <= 4 * MIB + SLACK
     behind.drain()
     assert counts == 3
-    monkeypatch.setattr(counting, "_OLDEST", 1)
+    monkeypatch.setattr(counting, "_MAX_PERIODS", 1)
     time.sleep(0.02)
     assert 4 * MIB <= counter.of(store.snapshots.get("s", "b0"))[0] <= 4 * MIB + SLACK
     assert counts == 4
