@@ -1,4 +1,4 @@
-"""The `dmthin` command. Start-up is paid by every call, so each command imports what it needs when it runs."""
+"""The `dmthin` command. To keep its start fast, each verb imports the modules that it needs when it runs."""
 
 from dmthin.cli.program import main
 

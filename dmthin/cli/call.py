@@ -1,4 +1,4 @@
-"""What a command gets: its options and arguments, where to speak, and the store."""
+"""The context of a command: its options and arguments, its output, and the store."""
 
 import sys
 from argparse import Namespace
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One call of one command."""
+    """One invocation of a command."""
 
     options: GlobalOptions
     arguments: Namespace
@@ -25,28 +25,28 @@ class Call:
 
     @contextmanager
     def store(self) -> "Iterator[Store]":
-        """The store, open. Raises NotFound and whatever else stands in the way."""
+        """Yield the open store. Raise NotFound, and what else Store raises."""
         from dmthin.store.store import Store
 
         with Store(self.options.root, self.options.store_options) as store:
             yield store
 
     def volume_size(self) -> int | None:
-        """The bytes of --storage-opt size=, None where it is not given."""
+        """Return the value of --storage-opt size= in bytes, None without it. Raise InvalidValue."""
         from dmthin.store.config.options import parse_volume_size
 
         return parse_volume_size(self.options.volume_options)
 
-    def confirm(self, what_goes: Iterable[str], question: str, *, accepted: Iterable[str]) -> None:
-        """Show what will be lost and have it confirmed, on a terminal or by --yes.
+    def confirm(self, losses: Iterable[str], question: str, *, accepted: Iterable[str]) -> None:
+        """Show what will be lost, and ask for confirmation on the terminal. Do nothing with --yes.
 
-        Raises InvalidValue where nobody can be asked, UserError for another answer than those `accepted`.
+        Raise InvalidValue without a terminal, and UserError for an answer that is not in `accepted`.
         """
         if self.options.yes:
             return
         if sys.stdin is None or not sys.stdin.isatty() or self.output.as_json:
-            raise InvalidValue(f"this needs a confirmation: {'; '.join(what_goes)}", hint="give --yes to go on")
-        for line in what_goes:
+            raise InvalidValue(f"confirmation required: {'; '.join(losses)}", hint="pass --yes to confirm")
+        for line in losses:
             self.output.raw_words(f"{line}\n")
         self.output.raw_words(f"{question} ")
         if sys.stdin.readline().strip() not in set(accepted):

@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from dmthin.cli.call import Call
-from dmthin.cli.results import tell_volume
+from dmthin.cli.results import report_volume
 from dmthin.cli.sizes import human, parse_request, require_whole_kib
 
 
 def create(call: Call) -> None:
-    """Make a writable snapshot of an image; prints its block device."""
+    """Create a container from an image; print its block device."""
     name, image, size = call.arguments.name, call.arguments.image, call.volume_size()
     with call.store() as store:
         if _planned(call, lambda plans: plans.container_create(store, image, name, size)):
@@ -19,11 +19,11 @@ def create(call: Call) -> None:
         if not call.output.as_json:
             info = store.volumes.info(made)
             call.output.data(f"{info.node}\n" if info else "")
-        tell_volume(call, store, made, f"created {name}: {human(made.size)}, a snapshot of {image}")
+        report_volume(call, store, made, f"created {name}: {human(made.size)}, a snapshot of {image}")
 
 
 def mount(call: Call) -> None:
-    """Mount a container; prints where."""
+    """Mount a container; print the mount point."""
     name = call.arguments.name
     directory = Path(call.arguments.directory) if call.arguments.directory else None
     with call.store() as store:
@@ -37,7 +37,7 @@ def mount(call: Call) -> None:
 
 
 def unmount(call: Call) -> None:
-    """Unmount a container wherever it is mounted; fine if it is not."""
+    """Unmount a container at all its mount points. Succeed if it is not mounted."""
     name, force = call.arguments.name, call.arguments.force
     with call.store() as store:
         if _planned(call, lambda plans: plans.container_unmount(store, name, force=force)):
@@ -49,7 +49,7 @@ def unmount(call: Call) -> None:
 
 
 def resize(call: Call) -> None:
-    """Let a container and its file system grow."""
+    """Extend a container and its file system."""
     from dmthin.store.state.model import Kind
 
     name = call.arguments.name
@@ -60,19 +60,19 @@ def resize(call: Call) -> None:
         if _planned(call, lambda plans: plans.container_resize(store, name, size)):
             return
         now = store.containers.resize(name, size)
-        same = f"{name} has {human(now.size)} already"
+        same = f"{name} already has {human(now.size)}"
         grown = f"resized {name}: {human(before)} -> {human(now.size)}"
-        tell_volume(call, store, now, grown if now.size != before else same)
+        report_volume(call, store, now, grown if now.size != before else same)
 
 
 def commit(call: Call) -> None:
-    """Make an image of what a container holds now."""
+    """Create an image from a container's current contents."""
     name, image = call.arguments.name, call.arguments.image
     with call.store() as store:
         if _planned(call, lambda plans: plans.container_commit(store, name, image)):
             return
         made = store.images.commit(name, image)
-        tell_volume(call, store, made, f"committed {name} to the image {image}")
+        report_volume(call, store, made, f"committed {name} as image {image}")
 
 
 def remove(call: Call) -> None:
@@ -86,13 +86,13 @@ def remove(call: Call) -> None:
         number = store.ledger.ready(name, Kind.CONTAINER).device_id
         store.containers.remove(name, force=force)
         remains = store.ledger.by_id(number) is not None
-    call.output.say(f"removed the container {name}" + ("; its space comes back with its last user" if remains else ""))
+    call.output.say(f"removed container {name}" + ("; its space is freed after its last use" if remains else ""))
     if call.output.as_json:
         call.output.document({"removed": name})
 
 
 def _planned(call: Call, plan: Callable[[Any], list[str]]) -> bool:
-    """Whether this is a dry run; then its plan is shown."""
+    """Return whether this is a dry run; if so, print its plan."""
     if not call.options.dry_run:
         return False
     from dmthin.cli import volume_plans

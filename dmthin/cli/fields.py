@@ -1,4 +1,4 @@
-"""The fields of each listing, in one table that feeds columns, sorting, JSON and -o help."""
+"""The fields of volumes and of their usage, from which columns, sorting, JSON and -o help are derived."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -15,8 +15,8 @@ T = TypeVar("T")
 UNKNOWN = "-"
 
 
-class Form(Enum):
-    """How a value looks: text as it is, bytes, a number, seconds since the epoch, several texts."""
+class Format(Enum):
+    """The type and format of a value: a text, a size in bytes, a number, seconds since the epoch, a list of texts."""
 
     TEXT = auto()
     SIZE = auto()
@@ -26,78 +26,78 @@ class Form(Enum):
 
     @property
     def right(self) -> bool:
-        """Whether it stands at the right of its column."""
-        return self in (Form.SIZE, Form.COUNT)
+        """Whether the column is right-aligned."""
+        return self in (Format.SIZE, Format.COUNT)
 
 
 @dataclass(frozen=True, slots=True)
 class Field(Generic[T]):
-    """One field: its name for -o, -O and JSON, its heading, how it looks, what it means, where it comes from."""
+    """One field: its name for -o, -O and JSON, heading, format, description, and the getter of its value."""
 
     name: str
     heading: str
-    form: Form
+    format: Format
     help: str
     get: Callable[[T], Any]
     alias: str = ""
 
     def text(self, row: T, *, exact: bool = False) -> str:
-        """The value for a person, or for a script that wants it `exact`."""
-        return shown(self.get(row), self.form, exact=exact)
+        """Return the value as text; with `exact`, sizes in bytes and times in seconds since the epoch."""
+        return shown(self.get(row), self.format, exact=exact)
 
     def json(self, row: T) -> Any:
-        """The value for JSON: sizes and times are integers, unknown is None."""
+        """Return the value for JSON: sizes and times are integers, an unknown value is None."""
         value = self.get(row)
         return list(value) if isinstance(value, tuple) else value
 
 
-def shown(value: Any, form: Form, *, exact: bool = False) -> str:
-    """A value as text, `-` where nobody knows it."""
+def shown(value: Any, format: Format, *, exact: bool = False) -> str:
+    """Return a value as text, `-` if it is unknown."""
     if value is None or value in ("", ()):
         return UNKNOWN
-    match form:
-        case Form.SIZE if not exact:
+    match format:
+        case Format.SIZE if not exact:
             return human(value)
-        case Form.TIME if not exact:
+        case Format.TIME if not exact:
             import time
 
             return time.strftime("%Y-%m-%d %H:%M", time.localtime(value))
-        case Form.TEXTS:
+        case Format.TEXTS:
             return one_line(",".join(value))
     return one_line(str(value))
 
 
 def as_json(row: T, fields: Iterable[Field[T]]) -> dict[str, Any]:
-    """One row as a JSON object."""
+    """Return one row as a JSON object."""
     return {field.name: field.json(row) for field in fields}
 
 
 VOLUME_FIELDS: "tuple[Field[VolumeView], ...]" = (
-    Field("name", "NAME", Form.TEXT, "name of the volume", lambda v: v.name),
-    Field("kind", "KIND", Form.TEXT, "base, image or container", lambda v: v.kind),
-    Field("size", "SIZE", Form.SIZE, "size that its users see", lambda v: v.size),
-    Field("mapped", "MAPPED", Form.SIZE, "what it refers to in the pool, while active", lambda v: v.mapped, "used"),
-    Field("parent", "PARENT", Form.TEXT, "volume that it descends from", lambda v: v.parent),
-    Field("file_system", "FS", Form.TEXT, "its file system", lambda v: v.file_system, "fs"),
+    Field("name", "NAME", Format.TEXT, "name of the volume", lambda v: v.name),
+    Field("kind", "KIND", Format.TEXT, "base, image or container", lambda v: v.kind),
+    Field("size", "SIZE", Format.SIZE, "virtual size", lambda v: v.size),
+    Field("mapped", "MAPPED", Format.SIZE, "space mapped in the pool, while active", lambda v: v.mapped, "used"),
+    Field("parent", "PARENT", Format.TEXT, "volume of which it is a snapshot", lambda v: v.parent),
+    Field("file_system", "FS", Format.TEXT, "type of its file system", lambda v: v.file_system, "fs"),
     Field(
         "state",
         "STATE",
-        Form.TEXT,
-        "inactive, active, open, mounted or suspended; making, growing or removing while that is under way",
+        Format.TEXT,
+        "inactive, active, open, mounted or suspended; making, growing or removing during such a change",
         lambda v: v.state,
     ),
-    Field("mounts", "MOUNTED AT", Form.TEXTS, "where it is mounted", lambda v: v.mounts, "mount"),
-    Field("device", "DEVICE", Form.TEXT, "its block device, while active", lambda v: v.device),
-    Field("device_id", "ID", Form.COUNT, "number of its thin device in the pool", lambda v: v.device_id, "id"),
-    Field("open_count", "OPEN", Form.COUNT, "how often its device is open, while active", lambda v: v.open_count),
-    Field("created", "CREATED", Form.TIME, "when it was made", lambda v: v.created),
+    Field("mounts", "MOUNTED AT", Format.TEXTS, "mount points", lambda v: v.mounts, "mount"),
+    Field("device", "DEVICE", Format.TEXT, "block device, while active", lambda v: v.device),
+    Field("device_id", "ID", Format.COUNT, "thin device id in the pool", lambda v: v.device_id, "id"),
+    Field("open_count", "OPEN", Format.COUNT, "open count of the block device, while active", lambda v: v.open_count),
+    Field("created", "CREATED", Format.TIME, "creation time", lambda v: v.created),
 )
 
 USAGE_FIELDS: "tuple[Field[VolumeUsage], ...]" = (
-    Field("name", "NAME", Form.TEXT, "name of the volume", lambda u: u.name),
-    Field("kind", "KIND", Form.TEXT, "base, image or container", lambda u: u.kind),
-    Field("size", "SIZE", Form.SIZE, "size that its users see", lambda u: u.size),
-    Field("mapped", "MAPPED", Form.SIZE, "what it refers to in the pool", lambda u: u.mapped, "used"),
-    Field("exclusive", "EXCLUSIVE", Form.SIZE, "what would come back without it", lambda u: u.exclusive),
-    Field("shared", "SHARED", Form.SIZE, "what it shares with other volumes", lambda u: u.shared),
+    Field("name", "NAME", Format.TEXT, "name of the volume", lambda u: u.name),
+    Field("kind", "KIND", Format.TEXT, "base, image or container", lambda u: u.kind),
+    Field("size", "SIZE", Format.SIZE, "virtual size", lambda u: u.size),
+    Field("mapped", "MAPPED", Format.SIZE, "space mapped in the pool", lambda u: u.mapped, "used"),
+    Field("exclusive", "EXCLUSIVE", Format.SIZE, "space that its removal frees", lambda u: u.exclusive),
+    Field("shared", "SHARED", Format.SIZE, "space shared with other volumes", lambda u: u.shared),
 )

@@ -1,9 +1,9 @@
-"""image import and image remove."""
+"""The verbs of images: import, remove."""
 
 from typing import TYPE_CHECKING
 
 from dmthin.cli.call import Call
-from dmthin.cli.results import tell_volume
+from dmthin.cli.results import report_volume
 from dmthin.cli.sizes import human
 
 if TYPE_CHECKING:
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def import_(call: Call) -> None:
-    """Make an image of a tar or a directory."""
+    """Create an image from a tar or a directory."""
     from dmthin.cli.progress import line_on_terminal, unpacking
 
     name: str = call.arguments.name
@@ -34,11 +34,11 @@ def import_(call: Call) -> None:
 
             image = store.images.import_(name, source, size=size, progress=progress)
         content = f", {last.entries} entries, {human(last.bytes)} in files" if last else ""
-        tell_volume(call, store, image, f"imported {name}: {human(image.size)}{content}")
+        report_volume(call, store, image, f"imported {name}: {human(image.size)}{content}")
 
 
 def remove(call: Call) -> None:
-    """Remove an image that nothing descends from."""
+    """Remove an image without children."""
     name: str = call.arguments.name
     with call.store() as store:
         if call.options.dry_run:
@@ -47,6 +47,6 @@ def remove(call: Call) -> None:
             call.output.plan(volume_plans.image_remove(store, name))
             return
         store.images.remove(name)
-    call.output.say(f"removed the image {name}")
+    call.output.say(f"removed image {name}")
     if call.output.as_json:
         call.output.document({"removed": name})

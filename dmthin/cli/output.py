@@ -1,4 +1,4 @@
-"""Where the command speaks: data on standard output, words on standard error, both as JSON if asked."""
+"""Output of commands: data on standard output, messages on standard error, both as JSON with --json."""
 
 import json
 import os
@@ -11,22 +11,22 @@ from typing import Any, Protocol, TextIO
 from dmthin.errors import DmthinError
 
 JSON_VERSION = 1
-_ENDED_BY = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated", signal.SIGHUP: "hung up"}
+_SIGNALS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated", signal.SIGHUP: "hung up"}
 
 
 class ReaderGone(Exception):
-    """Whoever read our standard output has closed it: nobody is there to be told."""
+    """The reader of standard output has closed it (EPIPE). There is nothing left to report."""
 
 
 class LiveLine(Protocol):
-    """A line on the terminal that is rewritten while work goes on."""
+    """A progress line on the terminal."""
 
     def clear(self) -> None:
-        """Erase it, so that other words can be written."""
+        """Erase the line before other output."""
 
 
 class Output:
-    """One command's two streams. With `as_json` every line of standard error is an object, and chatter is left out."""
+    """The two output streams of a command. With `as_json`, each line of standard error is an object."""
 
     def __init__(self, *, as_json: bool = False, quiet: bool = False, verbose: int = 0) -> None:
         self.as_json = as_json
@@ -40,7 +40,7 @@ class Output:
         self.verbose = verbose
 
     def data(self, text: str) -> None:
-        """Write text, with its newline, to standard output. Raises ReaderGone, OSError."""
+        """Write text, which includes its newline, to standard output. Raise ReaderGone, OSError."""
         if not text:
             return
         if sys.stdout is None:
@@ -51,11 +51,11 @@ class Output:
             sys.stdout.flush()
 
     def document(self, content: Mapping[str, Any]) -> None:
-        """Write one JSON object that begins with its version."""
+        """Write a JSON object with the version of the format as its first key. Raise ReaderGone, OSError."""
         self.data(json.dumps({"version": JSON_VERSION, **content}, indent=2) + "\n")
 
     def plan(self, commands: Iterable[str]) -> None:
-        """What a dry run shows: lines to paste, or a document of them. Comments are for people only."""
+        """Write the commands of a dry run; with --json, as a document without comments. Raise ReaderGone, OSError."""
         lines = list(commands)
         if self.as_json:
             self.document({"plan": [line for line in lines if not line.startswith("#")]})
@@ -63,12 +63,12 @@ class Output:
             self.data("".join(f"{line}\n" for line in lines))
 
     def say(self, text: str) -> None:
-        """Tell a person what was done."""
+        """Print what was done, unless quiet or JSON."""
         if not self.quiet and not self.as_json:
             self.raw_words(one_line(text) + "\n")
 
     def warn(self, text: str) -> None:
-        """Tell what deserves attention though the command goes on."""
+        """Print a warning, unless quiet."""
         if not self.quiet:
             self._words("warning", text)
 
@@ -77,7 +77,7 @@ class Output:
         self._words("log", text)
 
     def error(self, error: DmthinError) -> None:
-        """Tell why the command failed."""
+        """Print why the command failed."""
         if not self.as_json:
             self.raw_words(f"dmthin: {one_line(str(error))}\n")
             return
@@ -92,33 +92,33 @@ class Output:
         )
 
     def usage(self, text: str) -> None:
-        """Show how a command line should look."""
+        """Print the usage of a command, unless JSON."""
         if not self.as_json:
             self.raw_words(text)
 
     def interrupted(self, number: int) -> None:
-        """Tell what a signal has left."""
-        how = _ENDED_BY.get(signal.Signals(number), "ended")
-        text = f"{how}: what was under way has been undone, or is ended by the next command"
+        """Print that a signal interrupted the command."""
+        how = _SIGNALS.get(signal.Signals(number), "stopped")
+        text = f"{how}: the change was rolled back, or will be recovered by the next command"
         if self.as_json:
             self._object("error", {"message": text, "hint": None, "status": "interrupted", "exit_code": 128 + number})
         else:
             self.raw_words(f"dmthin: {text}\n")
 
     def note_second_signal(self) -> None:
-        """Answer impatience during a clean-up; called from a signal handler, so past all buffers."""
+        """Print a note at the second signal. Called from a signal handler, so it bypasses all buffers."""
         with suppress(OSError):
-            os.write(2, b"dmthin: still cleaning up; once more ends it at once, and the next command cleans up\n")
+            os.write(2, b"dmthin: rolling back; a further signal exits now, and the next command recovers\n")
 
     def traceback(self, error: BaseException) -> None:
-        """Show where an unexpected error comes from, if asked for."""
+        """Print the traceback of an unexpected error, if verbose."""
         if self.verbose:
             import traceback
 
             self.raw_words("".join(traceback.format_exception(error)))
 
     def raw_words(self, text: str) -> None:
-        """Write text as it is to standard error; one that is closed is no reason to fail."""
+        """Write text unchanged to standard error. Ignore errors."""
         if self.live_line is not None:
             self.live_line.clear()
         if sys.stderr is not None:
@@ -127,13 +127,13 @@ class Output:
                 sys.stderr.flush()
 
     def flush(self) -> None:
-        """Make sure that what argparse has printed is out. Raises ReaderGone, OSError."""
+        """Flush standard output. Raise ReaderGone, OSError."""
         if sys.stdout is not None:
             with reader_watched():
                 sys.stdout.flush()
 
     def terminal(self) -> TextIO | None:
-        """Standard error if a person watches it and wants words."""
+        """Return standard error if it is a terminal, None otherwise, if quiet or with JSON."""
         watched = sys.stderr is not None and sys.stderr.isatty()
         return sys.stderr if watched and not self.quiet and not self.as_json else None
 
@@ -175,7 +175,7 @@ class Output:
 
 
 def one_line(text: str) -> str:
-    """The text without line breaks and control characters, which a file name can bring in."""
+    """Return the text with line breaks and control characters escaped: file names can contain them."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
@@ -183,7 +183,7 @@ def one_line(text: str) -> str:
 
 @contextmanager
 def reader_watched() -> Iterator[None]:
-    """Turn what goes wrong with standard output inside into ReaderGone, or an OSError that names it."""
+    """Translate errors of standard output in the block: raise ReaderGone for EPIPE, or an OSError that names it."""
     try:
         yield
     except BrokenPipeError:

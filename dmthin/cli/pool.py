@@ -1,9 +1,9 @@
-"""The verbs of the pool."""
+"""The verbs of the pool: create, status, extend, trim, activate, deactivate, destroy."""
 
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from dmthin.cli import status as sheet
+from dmthin.cli import pool_status
 from dmthin.cli.call import Call
 from dmthin.cli.sizes import SizeRequest, human, parse_request
 from dmthin.errors import AlreadyExists, InvalidValue, NoMetadataSpace, Unavailable
@@ -13,52 +13,52 @@ if TYPE_CHECKING:
 
 
 def create(call: Call) -> None:
-    """Make a store and its pool."""
+    """Create a store and its pool."""
     from dmthin.store.create import create_store, plan_store
 
     options = call.options
     force: bool = call.arguments.force
     if options.dry_run:
         plan = plan_store(options.root, options.store_options, force=force)
-        call.output.plan(plan.commands() or [f"# the pool {plan.record.pool} is taken as it is"])
+        call.output.plan(plan.commands() or [f"# the pool {plan.record.pool} is used as it is"])
         return
     if force:
         _confirm_overwriting(call)
     with create_store(options.root, options.store_options, force=force) as store:
         report = store.pool.status()
         sizes = f"{human(report.data_size)} of data, {human(report.metadata_size)} of metadata"
-        call.output.say(f"made the store {store.layout.root}: {sizes}")
+        call.output.say(f"created store {store.layout.root}: {sizes}")
         if call.output.as_json:
-            call.output.document({"pool": sheet.as_json(str(store.layout.root), report)})
+            call.output.document({"pool": pool_status.as_json(str(store.layout.root), report)})
 
 
 def status(call: Call) -> None:
-    """How the pool is; what needs attention goes to standard error."""
+    """Show the status of the pool, with warnings on standard error."""
     from dmthin.store.report import pool_warnings
 
     with call.store() as store:
         root, report = str(store.layout.root), store.pool.status()
     warnings = pool_warnings(report)
     if call.output.as_json:
-        call.output.document({"pool": sheet.as_json(root, report), "warnings": warnings})
+        call.output.document({"pool": pool_status.as_json(root, report), "warnings": warnings})
         return
-    call.output.data(sheet.as_text(root, report, exact=call.arguments.exact))
+    call.output.data(pool_status.as_text(root, report, exact=call.arguments.exact))
     for warning in warnings:
         call.output.warn(warning)
 
 
 def extend(call: Call) -> None:
-    """Let data, metadata or both grow."""
+    """Extend data, metadata or both."""
     data = _request(call.arguments.data_size, "--data-size")
     meta = _request(call.arguments.metadata_size, "--metadata-size")
     with call.store() as store:
         _require_something_to_extend(store, data, meta)
         if not call.options.dry_run:
-            with suppress(NoMetadataSpace):  # which this may be about to mend
+            with suppress(NoMetadataSpace):  # extending the metadata is the remedy
                 store.pool.activate()
         before = store.pool.status()
         if not before.active:
-            raise Unavailable("the pool is not active, so its sizes are not known", hint="run: dmthin pool activate")
+            raise Unavailable("the pool is inactive, so its sizes are unknown", hint="run: dmthin pool activate")
         data_size = data.resolve(before.data_size) if data else None
         metadata_size = meta.resolve(before.metadata_size) if meta else None
         if call.options.dry_run:
@@ -71,19 +71,19 @@ def extend(call: Call) -> None:
             ("data", before.data_size, after.data_size),
             ("metadata", before.metadata_size, after.metadata_size),
         ):
-            call.output.say(f"{what}: {human(was)}" + (f" -> {human(now)}" if now != was else " as before"))
+            call.output.say(f"{what}: {human(was)}" + (f" -> {human(now)}" if now != was else " (unchanged)"))
         if call.output.as_json:
-            call.output.document({"pool": sheet.as_json(str(store.layout.root), after)})
+            call.output.document({"pool": pool_status.as_json(str(store.layout.root), after)})
 
 
 def trim(call: Call) -> None:
-    """Give free space back to the host; prints the bytes that came back."""
+    """Discard the pool's free blocks, to return their space to the host; print the bytes reclaimed."""
     from dmthin.cli.progress import line_on_terminal
 
     if call.options.dry_run:
         raise InvalidValue(
-            "pool trim cannot be shown as commands: what is free is known only while the pool stands still",
-            hint="run it without --dry-run; it removes no data",
+            "pool trim cannot be shown as commands: the free blocks are known only while the pool is suspended",
+            hint="run it without --dry-run; it does not change any data",
         )
     with call.store() as store, line_on_terminal(call.output) as line:
 
@@ -91,15 +91,15 @@ def trim(call: Call) -> None:
             if line is not None:
                 line.show(lambda: f"trimmed {100 * done // max(total, 1)}% of the pool")
 
-        back = store.pool.trim(progress)
+        reclaimed = store.pool.trim(progress)
         known = store.pool.status().data_allocated is not None
-    call.output.say(f"the host got {human(back)} back" if known else "the free blocks of the pool are discarded")
+    call.output.say(f"reclaimed {human(reclaimed)}" if known else "discarded the free blocks of the pool")
     if call.output.as_json:
-        call.output.document({"reclaimed": back if known else None})
+        call.output.document({"reclaimed": reclaimed if known else None})
 
 
 def activate(call: Call) -> None:
-    """Bring the pool up."""
+    """Activate the pool."""
     with call.store() as store:
         if call.options.dry_run:
             from dmthin.cli import pool_plans
@@ -108,13 +108,13 @@ def activate(call: Call) -> None:
             return
         was_active = store.pool.status().active
         store.pool.activate()
-        call.output.say("the pool is active" + (" already" if was_active else ""))
+        call.output.say("the pool is already active" if was_active else "activated the pool")
         if call.output.as_json:
-            call.output.document({"pool": sheet.as_json(str(store.layout.root), store.pool.status())})
+            call.output.document({"pool": pool_status.as_json(str(store.layout.root), store.pool.status())})
 
 
 def deactivate(call: Call) -> None:
-    """Take the pool down cleanly."""
+    """Deactivate all volumes and the pool."""
     with call.store() as store:
         if call.options.dry_run:
             from dmthin.cli import pool_plans
@@ -123,13 +123,13 @@ def deactivate(call: Call) -> None:
             return
         was_active = store.pool.status().active
         store.pool.deactivate()
-        call.output.say("the pool is down" if was_active else "the pool was down already")
+        call.output.say("deactivated the pool" if was_active else "the pool is already inactive")
         if call.output.as_json:
-            call.output.document({"pool": sheet.as_json(str(store.layout.root), store.pool.status())})
+            call.output.document({"pool": pool_status.as_json(str(store.layout.root), store.pool.status())})
 
 
 def destroy(call: Call) -> None:
-    """Remove the pool, every volume and the store's files, once that is confirmed."""
+    """Remove all volumes, the pool and the store's files, after confirmation."""
     with call.store() as store:
         if call.options.dry_run:
             from dmthin.cli import pool_plans
@@ -137,16 +137,16 @@ def destroy(call: Call) -> None:
             call.output.plan(pool_plans.destroy(store))
             return
         root = str(store.layout.root)
-        what_goes = sheet.what_goes(root, store.pool.status(), store.ledger.volumes())
-        call.confirm(what_goes, f"To destroy this, type {root} or yes:", accepted=(root, "yes"))
+        losses = pool_status.losses(root, store.pool.status(), store.ledger.volumes())
+        call.confirm(losses, f"To destroy this, type {root} or yes:", accepted=(root, "yes"))
         store.pool.destroy()
-    call.output.say(f"destroyed the store {root}")
+    call.output.say(f"destroyed store {root}")
     if call.output.as_json:
         call.output.document({"destroyed": root})
 
 
 def _confirm_overwriting(call: Call) -> None:
-    """Ask before a device that carries data is overwritten; nothing to ask where none does."""
+    """Ask for confirmation if a device contains data that would be overwritten. Raise what `Call.confirm` raises."""
     from dmthin.store.create import plan_store
 
     options = call.options
@@ -154,7 +154,7 @@ def _confirm_overwriting(call: Call) -> None:
         plan_store(options.root, options.store_options)
     except AlreadyExists as objection:
         plan_store(options.root, options.store_options, force=True)
-        call.confirm([f"{objection.message}, and would be overwritten"], "To go on, type yes:", accepted=("yes",))
+        call.confirm([f"{objection.message}, which would be overwritten"], "To continue, type yes:", accepted=("yes",))
 
 
 def _request(text: str | None, what: str) -> SizeRequest | None:
@@ -162,8 +162,8 @@ def _request(text: str | None, what: str) -> SizeRequest | None:
 
 
 def _require_something_to_extend(store: "Store", data: SizeRequest | None, meta: SizeRequest | None) -> None:
-    """Sparse files do not grow by themselves, so one of the sizes is needed there."""
+    """Raise InvalidValue if no size is requested and the pool is on sparse files: only disks are enlarged by others."""
     record = store.ledger.store()
     on_files = bool(record.data) and store.layout.data(record).is_file and store.layout.metadata(record).is_file
     if on_files and data is None and meta is None:
-        raise InvalidValue("there is nothing to extend", hint="give --data-size, --metadata-size or both")
+        raise InvalidValue("nothing to extend", hint="pass --data-size, --metadata-size or both")

@@ -1,4 +1,4 @@
-"""The command from its arguments to its exit status: which verb, whose fault, and what a signal leaves behind."""
+"""The main program: from the arguments to the exit status, with the translation of errors and signals."""
 
 import math
 import os
@@ -15,13 +15,13 @@ from dmthin.errors import DmthinError, InvalidValue, Status
 from dmthin.os_errors import COMMAND, explain
 
 _READER_GONE = 141
-"""The exit status of a program that SIGPIPE ended, which is what happened to us in effect."""
+"""The exit status of a program that was terminated by SIGPIPE, used if the reader of standard output is gone."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit status (`Status.exit_code`, or 128 + n after signal n); never raises.
+    """Run one command and return its exit status (`Status.exit_code`, or 128 + n after signal n). Never raise.
 
-    Without `arguments` they are the process's own, and so is the process: signals end it silently afterwards.
+    Without `arguments`, use those of the process, and assume that it exits next: signals then terminate it silently.
     """
     owns_process = arguments is None
     given = list(sys.argv[1:] if arguments is None else arguments)
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(given: list[str], output: Output) -> int:
     options, rest = split_globals(given)
     output.set_up(quiet=options.quiet, verbose=options.verbose)
-    from dmthin.cli.parser import parse
+    from dmthin.cli.commands import parse
     from dmthin.store.state.locks import limit_waits
 
     try:
@@ -59,7 +59,7 @@ def _run(given: list[str], output: Output) -> int:
 
 
 def command(name: str) -> Callable[[Call], None]:
-    """The function that `module:function` names."""
+    """Import and return the function `module:function`."""
     module, _, function = name.partition(":")
     found: Callable[[Call], None] = getattr(import_module(module), function)
     return found
@@ -68,13 +68,13 @@ def command(name: str) -> Callable[[Call], None]:
 def _require_place_for_size(options: GlobalOptions, *, takes_size: bool) -> None:
     if options.volume_options and not takes_size:
         raise InvalidValue(
-            "the storage option size is for image import and container create only",
+            "the storage option size is valid for image import and container create only",
             hint="see also: dmthin container resize, dmthin pool extend",
         )
 
 
 def _explain(error: BaseException, output: Output) -> int:
-    """Say what ended the command, in one line, and give the exit status for it."""
+    """Print in one line why the command failed, and return its exit status."""
     match error:
         case Interrupted():
             output.interrupted(error.number)
@@ -90,7 +90,7 @@ def _explain(error: BaseException, output: Output) -> int:
             return _explain(_from_os(error), output)
         case _:
             output.traceback(error)
-            hint = "" if output.verbose else "run it again with -v, and report what it prints"
+            hint = "" if output.verbose else "run it again with -v, and report its output"
             text = str(error) or "no text"
             output.error(DmthinError(f"this is a bug in dmthin: {type(error).__name__}: {text}", hint=hint))
             return Status.FAILED.exit_code
@@ -99,12 +99,12 @@ def _explain(error: BaseException, output: Output) -> int:
 
 
 def _from_os(error: OSError) -> DmthinError:
-    """An OSError that no floor below has explained."""
+    """Translate an OSError that was not translated where it occurred."""
     name = os.fsdecode(error.filename or "")
     return explain(error.errno or 0, name, COMMAND, reason=error.strerror or str(error))
 
 
 def _drop_stdout() -> None:
-    """Let the interpreter's last flush go nowhere: the reader of our output has left."""
+    """Redirect standard output to /dev/null, because the interpreter flushes it at exit, and its reader is gone."""
     with suppress(OSError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

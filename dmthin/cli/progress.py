@@ -1,4 +1,4 @@
-"""How far long work is: one line on a terminal, rewritten, from the third second on, and erased at the end."""
+"""Progress of long operations: one line on a terminal, rewritten in place, shown after two seconds."""
 
 import shutil
 import time
@@ -12,38 +12,38 @@ from dmthin.units import format_size
 if TYPE_CHECKING:
     from dmthin.layers.unpack import Progress
 
-_QUIET_SECONDS = 2.0
-_STEP_SECONDS = 0.2
+_DELAY_SECONDS = 2.0
+_INTERVAL_SECONDS = 0.2
 
 
 class ProgressLine:
-    """The line itself. `clock` counts seconds; `show` may be called as often as one likes."""
+    """A progress line. `clock` returns seconds. `show` limits its own rate."""
 
     def __init__(self, stream: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
         self._stream = stream
         self._clock = clock
         self._begin = clock()
-        self._next = self._begin + _QUIET_SECONDS
+        self._next = self._begin + _DELAY_SECONDS
         self._width = 0
 
     @property
     def seconds(self) -> float:
-        """The time since the line was made."""
+        """The age of the line."""
         return self._clock() - self._begin
 
     def show(self, text: Callable[[], str]) -> None:
-        """Rewrite the line, if it is time to."""
+        """Rewrite the line, unless it was rewritten just before."""
         now = self._clock()
         if now < self._next:
             return
-        self._next = now + _STEP_SECONDS
+        self._next = now + _INTERVAL_SECONDS
         columns = shutil.get_terminal_size().columns - 1
         line = text()[:columns]
         self._write("\r" + line.ljust(self._width))
         self._width = len(line)
 
     def clear(self) -> None:
-        """Erase the line; it comes back with the next `show`."""
+        """Erase the line until the next `show`."""
         if self._width:
             self._write("\r" + " " * self._width + "\r")
             self._width = 0
@@ -56,7 +56,7 @@ class ProgressLine:
 
 @contextmanager
 def line_on_terminal(output: Output) -> Iterator[ProgressLine | None]:
-    """A line while the block runs, None where no person watches; erased at the end, and before any other word."""
+    """Yield a progress line, None without a terminal. It is erased at the end, and before other output."""
     stream = output.terminal()
     if stream is None:
         yield None
@@ -71,7 +71,7 @@ def line_on_terminal(output: Output) -> Iterator[ProgressLine | None]:
 
 
 def unpacking(progress: "Progress", seconds: float) -> str:
-    """How far an import is: `12345 entries, 1.20G, 43%, 85.0M/s`."""
+    """Return the progress of an import after `seconds`: `12345 entries, 1.20G, 43%, 85.0M/s`."""
     parts = [f"{progress.entries} entries", format_size(progress.bytes)]
     if progress.total:
         parts.append(f"{min(100, 100 * progress.read // progress.total)}%")

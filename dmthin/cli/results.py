@@ -1,4 +1,4 @@
-"""What a verb that has made or changed a volume gives back."""
+"""The result of a verb that has created or changed a volume."""
 
 from typing import TYPE_CHECKING
 
@@ -10,9 +10,9 @@ if TYPE_CHECKING:
     from dmthin.store.store import Store
 
 
-def tell_volume(call: Call, store: "Store", volume: "Volume", words: str) -> None:
-    """Say what was done, or with --json give the volume as it is now."""
-    call.output.say(words)
+def report_volume(call: Call, store: "Store", volume: "Volume", text: str) -> None:
+    """Print what was done, or with --json the volume in its new state. Raise NotFound if it was removed meanwhile."""
+    call.output.say(text)
     if call.output.as_json:
         from dmthin.store import report
 

@@ -1,4 +1,4 @@
-"""SIGINT, SIGTERM and SIGHUP as an exception in the main thread, so that what is under way is undone."""
+"""SIGINT, SIGTERM and SIGHUP as an exception in the main thread, so that the current operation is rolled back."""
 
 import os
 import signal
@@ -11,7 +11,7 @@ ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Interrupted(BaseException):
-    """A signal asked us to end. Not an Exception: nobody but the command's outermost floor may catch it."""
+    """A signal requested termination. Not an Exception: only the main program must catch it."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -20,12 +20,12 @@ class Interrupted(BaseException):
 
 @contextmanager
 def raised_in_main_thread(note_second: Callable[[], None], *, silent_afterwards: bool) -> Iterator[None]:
-    """Raise Interrupted at the first ending signal inside the block; later ones let the clean-up go on.
+    """Raise Interrupted at the first terminating signal inside the block; later ones do not interrupt the roll-back.
 
-    The second is answered by `note_second`, the third ends the process at once: the store survives that. A signal that
-    is ignored (nohup, background jobs) stays ignored. Afterwards the former handlers are back, or, with
-    `silent_afterwards`, the system's own, which end a process without a traceback. Outside of the main thread nothing
-    happens here, for Python delivers no signal there.
+    `note_second` is called for the second one; the third exits immediately, which the next command recovers from. A
+    signal that is ignored (nohup, background jobs) stays ignored. At the end the previous handlers are restored, or,
+    with `silent_afterwards`, the default actions, which terminate a process without a traceback. Do nothing outside of
+    the main thread, where Python does not run signal handlers.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -1,4 +1,4 @@
-"""Sizes as arguments: absolute (20G), more than now (+5G), or a share more (+20%)."""
+"""Sizes in arguments: absolute (20G), or an increment in bytes (+5G) or percent (+20%)."""
 
 import re
 from dataclasses import dataclass
@@ -7,13 +7,13 @@ from dmthin.errors import InvalidValue
 from dmthin.units import KIB, MIB, format_exact, format_size, parse_size, round_up
 
 _LARGEST = 1 << 60
-"""More than any file system or device here can have: 1 EiB."""
+"""1 EiB, more than the maximum of any file system or device supported here."""
 _SHARE = re.compile(r"([0-9]{1,6}(?:\.[0-9]{1,3})?) ?%")
 
 
 @dataclass(frozen=True, slots=True)
 class SizeRequest:
-    """A size that may depend on the size now: `added` bytes, or `share` thousandths of a percent, or just `size`."""
+    """A requested size: `size` in bytes, or an increment of `added` bytes or of `share` thousandths of a percent."""
 
     size: int | None = None
     added: int | None = None
@@ -24,7 +24,7 @@ class SizeRequest:
         return self.size is None
 
     def resolve(self, now: int) -> int:
-        """The bytes that are asked for; a share is rounded up to a whole MiB. Raises InvalidValue for far too many."""
+        """Return the requested bytes, given the size `now`; a share is rounded up to whole MiB. Raise InvalidValue."""
         if self.size is not None:
             wanted = self.size
         elif self.added is not None:
@@ -32,16 +32,16 @@ class SizeRequest:
         else:
             wanted = round_up(now + now * (self.share or 0) // 100_000, MIB)
         if wanted > _LARGEST:
-            raise InvalidValue(f"{format_size(wanted)} is more than there can be", hint="check the unit")
+            raise InvalidValue(f"{format_size(wanted)} is more than any volume can have", hint="check the unit")
         return wanted
 
 
 def parse_request(text: str, what: str) -> SizeRequest:
-    """Read `20G`, `+5G` or `+20%`. Raises InvalidValue, which names `what`."""
+    """Parse `20G`, `+5G` or `+20%`. Raise InvalidValue, which names `what`."""
     stripped = text.strip()
     if not stripped.startswith("+"):
         if stripped.endswith("%") or stripped.startswith("-"):
-            hint = "sizes only grow; write 20G for a size, +5G or +20% for that much more than now"
+            hint = "sizes can only grow; use 20G for a size, +5G or +20% for an increment"
             raise InvalidValue(f"{what}: {text!r} is not a size", hint=hint)
         return SizeRequest(size=parse_size(text, what))
     more = stripped[1:].strip()
@@ -51,14 +51,14 @@ def parse_request(text: str, what: str) -> SizeRequest:
 
 
 def require_whole_kib(size: int, what: str) -> int:
-    """The size if a file system can have it. Raises InvalidValue."""
+    """Return the size if it is a multiple of 1 KiB, as file systems require. Raise InvalidValue."""
     if size % KIB:
-        raise InvalidValue(f"{what}: {size} is not a multiple of 1K", hint="give a rounder size")
+        raise InvalidValue(f"{what}: {size} is not a multiple of 1K", hint="round the size")
     return size
 
 
 def human(size: int) -> str:
-    """Short text: `10G` where that is exact, else three digits as in `9.77G`."""
+    """Return a size as short text: `10G` if that is exact, otherwise three digits as in `9.77G`."""
     exact = format_exact(size)
     digits = exact.rstrip("KMGTP")
     return exact if size and digits != exact and len(digits) <= 3 else format_size(size)

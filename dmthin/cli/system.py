@@ -1,4 +1,4 @@
-"""What the system around dmthin needs: unit files of systemd, rules of udev."""
+"""Installation of systemd units and udev rules."""
 
 import os
 import sys
@@ -25,10 +25,12 @@ _NEXT = (
 
 
 def install(call: Call) -> None:
-    """Copy the unit files and rules to where systemd and udev look for them."""
+    """Copy units and rules to the directories of systemd and udev. Raise InvalidValue, NotFound, OSError."""
     target = Path(call.arguments.destdir)
     if not target.is_absolute():
-        raise InvalidValue(f"{target} is not an absolute path", hint="give the root of a system, such as /")
+        raise InvalidValue(
+            f"--destdir {target} is not an absolute path", hint="pass the root directory of a system, such as /"
+        )
     program = _program()
     written = {target / place / Path(name).name: _content(name, program) for name, place in _PLACES.items()}
     if call.options.dry_run:
@@ -48,12 +50,12 @@ def install(call: Call) -> None:
 
 
 def _program() -> str:
-    """The dmthin that runs now, by a path that a unit file can name."""
+    """Return the absolute path of the dmthin command that is running. Raise NotFound."""
     beside = Path(sys.executable).parent / "dmthin"
     for found in (Path(sys.argv[0]), beside):
         if found.name == "dmthin" and found.is_file():
             return os.fspath(found.absolute())
-    raise NotFound(f"there is no command {beside}", hint="install dmthin, and run that")
+    raise NotFound(f"no command {beside}", hint="install dmthin, and run the installed command")
 
 
 def _content(name: str, program: str) -> str:

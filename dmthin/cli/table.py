@@ -1,4 +1,4 @@
-"""Tables as lvs prints them: aligned columns under headings, which ones and in which order as asked."""
+"""Tables like those of lvs: aligned columns with headings, with selectable fields and order."""
 
 from argparse import Namespace
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Table(Generic[T]):
-    """What was asked of a table. `sort` holds fields and whether they descend."""
+    """The options of a table. `sort` lists fields, and whether each sorts descending; `chosen`: by -o."""
 
     columns: tuple[Field[T], ...]
     sort: tuple[tuple[Field[T], bool], ...]
@@ -23,14 +23,14 @@ class Table(Generic[T]):
     exact: bool
 
     def sorted(self, rows: Iterable[T]) -> list[T]:
-        """The rows in the order asked for; what is unknown comes first, as if it were nothing."""
+        """Return the rows in the requested order. Unknown values sort as the smallest."""
         ordered = list(rows)
         for field, descending in reversed(self.sort):
             ordered.sort(key=lambda row, field=field: _sort_key(field.get(row)), reverse=descending)  # type: ignore[misc]
         return ordered
 
     def text(self, rows: Sequence[T], total: Mapping[str, Any] | None = None) -> str:
-        """The table, ending in a newline unless there is nothing to print; a `total` line is for people only."""
+        """Return the table, ending in a newline unless it is empty. A `total` line is omitted with -H."""
         lines = [[field.text(row, exact=self.exact) for field in self.columns] for row in rows]
         if self.tabs:
             return "".join("\t".join(line) + "\n" for line in lines)
@@ -38,18 +38,20 @@ class Table(Generic[T]):
             lines.append([self._total_cell(field, total) for field in self.columns])
         if self.headings and lines:
             lines.insert(0, [field.heading for field in self.columns])
-        return aligned(lines, [field.form.right for field in self.columns])
+        return aligned(lines, [field.format.right for field in self.columns])
 
     def _total_cell(self, field: Field[T], total: Mapping[str, Any]) -> str:
-        return shown(total[field.name], field.form, exact=self.exact) if field.name in total else ""
+        return shown(total[field.name], field.format, exact=self.exact) if field.name in total else ""
 
 
-def ask(arguments: Namespace, fields: tuple[Field[T], ...], default: str, sort: str = "name") -> Table[T]:
-    """What the options -o, -O, -H, -p and --noheadings ask for. Raises InvalidValue for a field that is not there."""
+def table_from_arguments(
+    arguments: Namespace, fields: tuple[Field[T], ...], default: str, sort: str = "name"
+) -> Table[T]:
+    """Return the table for the options -o, -O, -H, -p and --noheadings. Raise InvalidValue for an unknown field."""
     given: str = arguments.columns or ""
     names = default + "," + given[1:] if given.startswith("+") else given or default
     if not _names(names):
-        raise InvalidValue("no fields are given", hint="see: -o help")
+        raise InvalidValue("no fields specified", hint="see: -o help")
     return Table(
         columns=tuple(find(fields, name) for name in dict.fromkeys(_names(names))),
         sort=tuple((find(fields, name.lstrip("+-")), name.startswith("-")) for name in _names(arguments.sort or sort)),
@@ -61,7 +63,7 @@ def ask(arguments: Namespace, fields: tuple[Field[T], ...], default: str, sort: 
 
 
 def find(fields: Iterable[Field[T]], name: str) -> Field[T]:
-    """The field of that name or alias. Raises InvalidValue."""
+    """Return the field with that name or alias. Raise InvalidValue."""
     known = {}
     for field in fields:
         known[field.name] = field
@@ -72,17 +74,17 @@ def find(fields: Iterable[Field[T]], name: str) -> Field[T]:
     import difflib
 
     near = difflib.get_close_matches(name, list(known), 1)
-    hint = f"did you mean {near[0]}?" if near else f"there is {', '.join(field.name for field in fields)}"
+    hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(field.name for field in fields)}"
     raise InvalidValue(f"unknown field {name!r}", hint=hint)
 
 
 def describe(fields: Iterable[Field[Any]]) -> str:
-    """What -o help prints."""
+    """Return the text of -o help."""
     return aligned([[f"{field.name}{f' ({field.alias})' if field.alias else ''}", field.help] for field in fields])
 
 
 def aligned(lines: Sequence[Sequence[str]], right: Sequence[bool] = ()) -> str:
-    """Lines of cells as text, each column as wide as its widest cell; no blanks at the ends of lines."""
+    """Return lines of cells as text, each column as wide as its widest cell, without trailing blanks."""
     if not lines:
         return ""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from dmthin.cli import main, parser, program
+from dmthin.cli import commands, main, program
+from dmthin.cli.commands import parse
 from dmthin.cli.global_options import GlobalOptions, UsageError, split_globals
-from dmthin.cli.parser import Parser, parse
+from dmthin.cli.parser import Parser
 from dmthin.cli.sizes import human, parse_request, require_whole_kib
 from dmthin.errors import InvalidValue
 from dmthin.store.state import locks
@@ -17,7 +18,7 @@ from dmthin.units import GIB, KIB, MIB
 def verbs() -> list[tuple[str, Parser]]:
     """Every verb as typed, aliases too, with its parser."""
     found = []
-    for name, noun in parser.build().children().items():
+    for name, noun in commands.build().children().items():
         inner = noun.children()
         found += [(f"{name} {verb}", part) for verb, part in inner.items()] or [(name, noun)]
     return found
@@ -86,17 +87,17 @@ def test_the_environment_names_the_root(monkeypatch: pytest.MonkeyPatch) -> None
     [
         (["poool", "status"], "unknown command 'poool': did you mean pool?"),
         (["pool", "stauts"], "unknown verb 'stauts': did you mean status?"),
-        (["pool", "xyzzy"], "unknown verb 'xyzzy': there is create, status"),
+        (["pool", "xyzzy"], "unknown verb 'xyzzy': choose from create, status"),
         (["mount", "web"], "unknown command 'mount': did you mean dmthin container mount?"),
         (["create", "pool"], "unknown command 'create': did you mean dmthin pool create or dmthin container create?"),
         (["container", "destroy", "web"], "unknown verb 'destroy'"),
         (["list", "--no-headings"], "unknown option --no-headings: did you mean --noheadings?"),
         (["list", "--jsno"], "unknown option --jsno: did you mean --json?"),
         (["list", "extra"], "unexpected argument 'extra': see: dmthin list --help"),
-        (["container", "create", "debian"], "missing: NAME: see: dmthin container create --help"),
+        (["container", "create", "debian"], "missing argument: NAME: see: dmthin container create --help"),
         (["container", "create", "debian", "-rf"], "unknown option -rf: see: dmthin container create --help"),
-        (["container", "resize", "web", "-1G"], "'-1G' is no size: sizes only grow: "),
-        (["inspect"], "missing: NAME: see: dmthin inspect --help"),
+        (["container", "resize", "web", "-1G"], "'-1G' is not a size: sizes can only grow: "),
+        (["inspect"], "missing argument: NAME: see: dmthin inspect --help"),
     ],
 )
 def test_a_wrong_line_says_what_was_meant(words: list[str], message: str) -> None:
@@ -153,7 +154,7 @@ def test_what_is_no_size(text: str) -> None:
 
 def test_a_size_that_is_a_slip_of_the_hand() -> None:
     for text in ("20000P", "+20000P", "+999999%"):
-        with pytest.raises(InvalidValue, match=r"more than (there can be|any device can have)"):
+        with pytest.raises(InvalidValue, match=r"more than any (volume|device) can have"):
             parse_request(text, "size").resolve(1 << 59)
 
 

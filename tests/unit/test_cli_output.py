@@ -7,12 +7,12 @@ from dataclasses import fields, replace
 
 import pytest
 
-from dmthin.cli import status
-from dmthin.cli.fields import USAGE_FIELDS, VOLUME_FIELDS, Form, as_json, shown
+from dmthin.cli import pool_status
+from dmthin.cli.fields import USAGE_FIELDS, VOLUME_FIELDS, Format, as_json, shown
+from dmthin.cli.listing import _tree_lines
 from dmthin.cli.output import Output, one_line
 from dmthin.cli.progress import ProgressLine, unpacking
-from dmthin.cli.survey import _tree_lines
-from dmthin.cli.table import Table, aligned, ask, describe, find
+from dmthin.cli.table import Table, aligned, describe, find, table_from_arguments
 from dmthin.errors import AlreadyExists, InvalidValue, NoDataSpace
 from dmthin.kernel.thin import PoolMode, PoolStatus
 from dmthin.layers.unpack import Progress
@@ -73,7 +73,7 @@ REPORT = PoolReport(
 
 def table(**options: object) -> Table[VolumeView]:
     given = {"columns": None, "sort": None, "noheadings": False, "tabs": False, "exact": False} | options
-    return ask(Namespace(**given), VOLUME_FIELDS, "name,size,state")
+    return table_from_arguments(Namespace(**given), VOLUME_FIELDS, "name,size,state")
 
 
 def test_columns_are_aligned_under_their_headings() -> None:
@@ -101,7 +101,7 @@ def test_columns_are_chosen_and_added() -> None:
     assert table(columns="used").columns == table(columns="mapped").columns
     with pytest.raises(InvalidValue, match=r"unknown field 'mount_at'.*did you mean"):
         table(columns="mount_at")
-    with pytest.raises(InvalidValue, match="no fields are given"):
+    with pytest.raises(InvalidValue, match="no fields specified"):
         table(columns=",")
 
 
@@ -119,9 +119,9 @@ def test_sorting_by_several_fields_with_the_unknown_first() -> None:
 def test_a_total_stands_in_its_columns_and_not_in_what_scripts_read() -> None:
     usage = VolumeUsage("web", Kind.CONTAINER, GIB, 3 * MIB, MIB, 2 * MIB)
     options = {"columns": None, "sort": None, "noheadings": True, "tabs": False, "exact": False}
-    shown_table = ask(Namespace(**options), USAGE_FIELDS, "name,size,mapped")
+    shown_table = table_from_arguments(Namespace(**options), USAGE_FIELDS, "name,size,mapped")
     assert shown_table.text([usage], total={"name": "total", "mapped": 5 * MIB}) == "web    1G  3M\ntotal      5M\n"
-    tabs = ask(Namespace(**(options | {"tabs": True})), USAGE_FIELDS, "name,mapped")
+    tabs = table_from_arguments(Namespace(**(options | {"tabs": True})), USAGE_FIELDS, "name,mapped")
     assert tabs.text([usage], total={"name": "total", "mapped": 5 * MIB}) == "web\t3M\n"
 
 
@@ -139,7 +139,7 @@ def test_one_table_of_fields_feeds_json_and_help() -> None:
 
 def test_names_of_files_do_not_break_lines() -> None:
     assert one_line("a\nb\x1b[31m\udcff") == "a\\nb\\x1b[31m\\udcff"
-    assert shown("x\ny", Form.TEXT) == "x\\ny"
+    assert shown("x\ny", Format.TEXT) == "x\\ny"
     assert aligned([["a", "b"], ["ccc", ""]]) == "a    b\nccc\n"
 
 
@@ -162,12 +162,12 @@ def test_a_tree_in_both_alphabets() -> None:
 
 
 def test_the_status_has_every_field_of_the_kernels_line() -> None:
-    document = status.as_json("/srv", REPORT)
+    document = pool_status.as_json("/srv", REPORT)
     assert REPORT.status is not None
     assert document["kernel"] == {field.name: getattr(REPORT.status, field.name) for field in fields(PoolStatus)}
     assert {field.name for field in fields(PoolReport)} - set(document) == {"status"}
     assert document["overcommit"] == 2.5
-    text = status.as_text("/srv", REPORT)
+    text = pool_status.as_text("/srv", REPORT)
     for line in (
         "mode                rw",
         "needs check         no",
@@ -177,24 +177,24 @@ def test_the_status_has_every_field_of_the_kernels_line() -> None:
         "metadata snapshot   none",
         "metadata low water  256K",
         "data                100M used of 100G (0.10%), 99.9G free",
-        "data writable       50G,",
+        "data writable       50G, limited by",
         "metadata            3M used of 1.98G (0.15%), 1.98G free",
-        "metadata reserve    16M more",
+        "metadata reserve    16M, kept by the kernel",
         "provisioned         250G, 2.50 times the pool",
     ):
         assert line in text
-    assert "data                104857600 used of 107374182400" in status.as_text("/srv", REPORT, exact=True)
+    assert "data                104857600 used of 107374182400" in pool_status.as_text("/srv", REPORT, exact=True)
 
 
 @pytest.mark.parametrize("state", [None, PoolStatus(PoolMode.FAIL)])
 def test_what_a_dead_pool_does_not_tell_is_unknown(state: PoolStatus | None) -> None:
     report = replace(REPORT, status=state, active=state is not None, data_size=0, data_used=0, metadata_size=0)
-    document = status.as_json("/srv", report)
+    document = pool_status.as_json("/srv", report)
     assert document["mode"] == ("inactive" if state is None else "fail")
     for name in ("data_size", "data_used", "data_free", "metadata_size", "overcommit", "kernel"):
         assert document[name] is None
     assert document["provisioned"] == 250 * GIB
-    assert "(" not in status.as_text("/srv", report)
+    assert "(" not in pool_status.as_text("/srv", report)
 
 
 def test_warnings_before_it_hurts() -> None:

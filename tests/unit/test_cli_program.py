@@ -89,7 +89,7 @@ def test_bad_storage_options(run: Run, tmp_path: Path) -> None:
     root = ("--root", str(tmp_path / "none"))
     for words in (["list"], ["pool", "create"], ["container", "resize", "web", "1G"]):
         status, _, err = run(*root, *words, "--storage-opt", "size=20G")
-        assert (status, err.partition(" for ")[0]) == (2, "dmthin: the storage option size is")
+        assert (status, err.partition(" for ")[0]) == (2, "dmthin: the storage option size is valid")
     status, _, err = run(*root, "list", "--storage-opt", "dm.basesise=20G")
     assert (status, err) == (2, "dmthin: unknown storage option 'dm.basesise': did you mean dm.basesize?\n")
     status, _, err = run(*root, "image", "import", "a", "b", "--storage-opt", "size=huge")
@@ -127,7 +127,7 @@ def test_without_rights_it_says_so() -> None:
 def test_a_bug_is_called_one(capsys: pytest.CaptureFixture[str]) -> None:
     assert _explain(TypeError("oh\nno"), Output()) == 1
     err = capsys.readouterr().err
-    said = "this is a bug in dmthin: TypeError: oh\\nno: run it again with -v, and report what it prints"
+    said = "this is a bug in dmthin: TypeError: oh\\nno: run it again with -v, and report its output"
     assert err == f"dmthin: {said}\n"
     try:
         raise TypeError("oh")
@@ -178,7 +178,7 @@ def test_other_threads_run_commands_too(tmp_path: Path) -> None:
 
 def test_interruption_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     assert _explain(Interrupted(signal.SIGTERM), Output()) == 143
-    assert capsys.readouterr().err.startswith("dmthin: terminated: what was under way has been undone")
+    assert capsys.readouterr().err.startswith("dmthin: terminated: the change was rolled back")
     assert _explain(Interrupted(signal.SIGINT), Output(as_json=True)) == 130
     assert json.loads(capsys.readouterr().err)["error"]["status"] == "interrupted"
 
@@ -209,5 +209,5 @@ def test_closed_streams() -> None:
 def test_start_up_loads_nothing_heavy() -> None:
     code = "import sys; from dmthin.cli import main; main(['list', '-o', 'help']); print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-    assert "dmthin.cli.survey" in loaded
+    assert "dmthin.cli.listing" in loaded
     assert not {module for module in HEAVY if module in loaded}

@@ -8,7 +8,7 @@ import pytest
 
 import dmthin
 from dmthin import errors
-from dmthin.cli import parser
+from dmthin.cli import commands
 from dmthin.errors import DmthinError
 from dmthin.store.config.options import KNOWN
 
@@ -120,7 +120,7 @@ def test_the_python_page_has_every_error_with_its_status() -> None:
 
 
 def test_the_help_names_every_exit_status() -> None:
-    text = parser.build().format_help()
+    text = commands.build().format_help()
     codes = {
         int(code) for code in re.findall(r"(?:^|  )(1?[0-9]) [a-z]", text[text.index("exit status:") :], re.MULTILINE)
     }

@@ -26,9 +26,9 @@ BAD = [
     (2, "list --storage-opt dm.blocksize=128K", r"dm\.blocksize=128K differs from the 64K of this store: .*"),
     (2, "list --storage-opt dm.basesize=1M", r"1M is too small for ext4: give at least 16M"),
     (2, "list --storage-opt dm.basesize=128M", r"dm\.basesize=128M is less than this store's 256M: it only grows"),
-    (2, "list -o nonsense", r"unknown field 'nonsense': there is name, .*"),
+    (2, "list -o nonsense", r"unknown field 'nonsense': choose from name, .*"),
     (2, "container resize web big", r"size: 'big' is not a size: .*"),
-    (2, "container resize web 20%", r"size: '20%' is not a size: sizes only grow; .*"),
+    (2, "container resize web 20%", r"size: '20%' is not a size: sizes can only grow; .*"),
     (2, "container resize web 300000001", r"size: 300000001 is not a multiple of 1K: .*"),
     (2, "container resize web 1M", r"the container web has 256M and cannot shrink to 1M: a volume only grows"),
     (2, "container create image new --storage-opt size=many", r"size: 'many' is not a size: .*"),
@@ -38,11 +38,11 @@ BAD = [
     (2, "container create image new --storage-opt sise=1G", r"unknown storage option 'sise'.*"),
     (2, "container create image a/b", r"invalid container name 'a/b': .*"),
     (2, "image import @x {tree}", r"invalid image name '@x': .*"),
-    (2, "pool extend", r"there is nothing to extend: give --data-size, --metadata-size or both"),
+    (2, "pool extend", r"nothing to extend: pass --data-size, --metadata-size or both"),
     (2, "pool extend --data-size 1G", r"the pool's data has 4G and cannot shrink to 1G: a thin pool only grows"),
     (2, "pool extend --data-size 20000P", r".*'20000P' is more than any device can have: give a size below 8192P"),
     (2, "pool extend --metadata-size 100G", r"the kernel uses no more than 15\.9G of metadata: give at most 15G"),
-    (2, "pool destroy", r"this needs a confirmation: the store .* 1 base, 1 image, 1 container; .*: give --yes .*"),
+    (2, "pool destroy", r"confirmation required: the store .* 1 base, 1 image, 1 container; .*: pass --yes .*"),
     (2, "image import new {corrupt}", r".*corrupt\.tar.*"),
     (2, "image import new {cut}", r".*cut\.tar\.gz.*"),
     (3, "image import new /nowhere", r"/nowhere does not exist: .*"),
@@ -173,14 +173,14 @@ def test_devices_that_carry_data_are_refused_until_confirmed(fresh: Command, scr
         carries = f"{devices['data'].node} carries data (ext4)"
         assert fresh.fails(4, "pool", "create", *options) == f"{carries}: give --force to overwrite it"
         words = fresh.fails(2, "pool", "create", "--force", *options)
-        assert words == f"this needs a confirmation: {carries}, and would be overwritten: give --yes to go on"
+        assert words == f"confirmation required: {carries}, which would be overwritten: pass --yes to confirm"
         assert not fresh.root.exists()
         fresh.ok("pool", "create", "--force", "--yes", *options)
         assert fresh.fails(2, "pool", "extend", "--data-size", "1G").startswith(f"{devices['data'].node} has only 256M")
-        assert fresh.ok("pool", "extend").err == "data: 256M as before\nmetadata: 16M as before\n"
+        assert fresh.ok("pool", "extend").err == "data: 256M (unchanged)\nmetadata: 16M (unchanged)\n"
         os.truncate(scratch / "data", 512 * MIB)
         devices["data"].refresh_size()
-        assert fresh.ok("pool", "extend").err == "data: 256M -> 512M\nmetadata: 16M as before\n"
+        assert fresh.ok("pool", "extend").err == "data: 256M -> 512M\nmetadata: 16M (unchanged)\n"
         assert fresh.ok("--json", "pool", "trim").json == {"reclaimed": None}
         assert f"the content of its devices: {devices['data'].node}" in fresh.fails(2, "pool", "destroy")
         fresh.ok("pool", "destroy", "--yes")

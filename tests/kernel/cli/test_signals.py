@@ -45,7 +45,7 @@ def test_a_signal_in_an_import_leaves_nothing(
     process.send_signal(number)
     _, err = process.communicate()
     assert process.returncode == status
-    assert re.fullmatch(rb"dmthin: \w+( up)?: what was under way has been undone, .*\n", err)
+    assert re.fullmatch(rb"dmthin: \w+( up)?: the change was rolled back, .*\n", err)
     assert picture(store) == before
     assert dmthin.ok("image", "ls", "-H", "-o", "name").out == "image\n"
 
@@ -125,7 +125,7 @@ def test_destroying_asks_on_a_terminal(fresh: Command) -> None:
     assert fresh.ok("--json", "pool", "status").json["pool"]["mode"] == "rw"
     status, shown = on_terminal(line, str(fresh.root))
     assert status == 0
-    assert f"destroyed the store {fresh.root}" in shown
+    assert f"destroyed store {fresh.root}" in shown
     assert not fresh.root.exists()
 
 

@@ -1,4 +1,4 @@
-"""The pool's state as a block of lines and as JSON."""
+"""The pool's status report as text and as JSON."""
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 
 def as_json(root: str, report: "PoolReport") -> dict[str, Any]:
-    """The report with sizes in bytes; what is unknown while the pool is down or has failed is None.
+    """Return the report as JSON, with sizes in bytes. What is unknown of an inactive or failed pool is None.
 
-    `kernel` holds the fields of the kernel's status line as they are, in its own blocks.
+    `kernel` contains the fields of the kernel's status line, in blocks.
     """
     known = _known(report)
 
@@ -55,7 +55,7 @@ def as_json(root: str, report: "PoolReport") -> dict[str, Any]:
 
 
 def as_text(root: str, report: "PoolReport", *, exact: bool = False) -> str:
-    """The report as aligned lines of a key and what is to say about it."""
+    """Return the report as aligned lines of a key and a value."""
     size: Callable[[int], str] = str if exact else human
     lines = [["store", one_line(root)], ["pool", report.name], ["mode", report.mode]]
     if report.status is not None and _known(report):
@@ -70,7 +70,7 @@ def as_text(root: str, report: "PoolReport", *, exact: bool = False) -> str:
             text = f"{one_line(path)}, {size(allocated)} allocated of {size(length)}"
             lines.append([f"{what} file", text])
         elif path:
-            missing = "" if Path(path).exists() else ", which is missing"
+            missing = "" if Path(path).exists() else ", missing"
             lines.append([f"{what} device" if not missing else what, one_line(path) + missing])
     lines.append(["host free", UNKNOWN if report.host_free is None else size(report.host_free)])
     lines.append(["volumes", str(report.volumes)])
@@ -79,8 +79,8 @@ def as_text(root: str, report: "PoolReport", *, exact: bool = False) -> str:
     return aligned(lines)
 
 
-def what_goes(root: str, report: "PoolReport", volumes: "Iterable[Volume]") -> list[str]:
-    """What the end of a store would take along, one line for each sort of thing."""
+def losses(root: str, report: "PoolReport", volumes: "Iterable[Volume]") -> list[str]:
+    """Return what the destruction of a store would delete, one line each for the store, volumes, files and devices."""
     kinds = [volume.kind.value for volume in volumes]
     counts = [f"{kinds.count(kind)} {kind}{'' if kinds.count(kind) == 1 else 's'}" for kind in dict.fromkeys(kinds)]
     used = f", {human(report.data_used)} in use" if _known(report) else ""
@@ -100,7 +100,7 @@ def _files(report: "PoolReport") -> tuple[tuple[str, int | None], ...]:
 
 
 def _known(report: "PoolReport") -> bool:
-    """Whether the kernel tells the sizes: not of a pool that is down, nor of one that has failed."""
+    """Return whether the kernel reports sizes: not for an inactive or failed pool."""
     return report.status is not None and report.status.data_total_blocks > 0
 
 
@@ -118,13 +118,13 @@ def _kernel_rows(status: "PoolStatus", size: Callable[[int], str]) -> list[list[
 
 def _use_rows(report: "PoolReport", size: Callable[[int], str]) -> list[list[str]]:
     data_free = report.data_size - report.data_used
-    room = report.metadata_size - report.metadata_reserve
+    usable = report.metadata_size - report.metadata_reserve
     return [
         ["block size", size(report.block_size)],
         ["data", _use(report.data_used, report.data_size, data_free, size)],
-        ["data writable", f"{size(report.data_available)}, the least of what pool and host have free"],
-        ["metadata", _use(report.metadata_used, room, report.metadata_available, size)],
-        ["metadata reserve", f"{size(report.metadata_reserve)} more, which the kernel keeps for its commits"],
+        ["data writable", f"{size(report.data_available)}, limited by the free space of pool and host"],
+        ["metadata", _use(report.metadata_used, usable, report.metadata_available, size)],
+        ["metadata reserve", f"{size(report.metadata_reserve)}, kept by the kernel for its commits"],
     ]
 
 
@@ -133,7 +133,7 @@ def _use(used: int, total: int, free: int, size: Callable[[int], str]) -> str:
 
 
 def _length(path: str, allocated: int | None) -> int | None:
-    """Bytes of a sparse file from its beginning to its end, None for a device or a file that is missing."""
+    """Return the length in bytes of a sparse file, None for a device or a missing file."""
     if allocated is None:
         return None
     try:

@@ -1,4 +1,4 @@
-"""list, tree, du and inspect: what there is. None of them changes a volume."""
+"""The verbs that show volumes: list, tree, du, inspect. None of them changes a volume."""
 
 import os
 import sys
@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dmthin.cli.call import Call
-from dmthin.cli.fields import USAGE_FIELDS, VOLUME_FIELDS, Form, as_json, shown
-from dmthin.cli.table import aligned, ask, describe
+from dmthin.cli.fields import USAGE_FIELDS, VOLUME_FIELDS, Format, as_json, shown
+from dmthin.cli.table import aligned, describe, table_from_arguments
 
 if TYPE_CHECKING:
     from dmthin.store.report import TreeNode, VolumeDetail
@@ -23,26 +23,26 @@ _ASCII_BRANCHES = ("|- ", "`- ", "|  ", "   ")
 
 
 def list_all(call: Call) -> None:
-    """Every volume."""
+    """List all volumes."""
     _list(call, _ALL)
 
 
 def images(call: Call) -> None:
-    """The images."""
+    """List images."""
     from dmthin.store.state.model import Kind
 
     _list(call, _IMAGES, Kind.IMAGE)
 
 
 def containers(call: Call) -> None:
-    """The containers."""
+    """List containers."""
     from dmthin.store.state.model import Kind
 
     _list(call, _CONTAINERS, Kind.CONTAINER)
 
 
 def tree(call: Call) -> None:
-    """Which volume descends from which."""
+    """Show volumes as a tree of snapshots."""
     from dmthin.store import report
 
     with call.store() as store:
@@ -56,11 +56,11 @@ def tree(call: Call) -> None:
 
 
 def du(call: Call) -> None:
-    """What each volume takes of the pool."""
+    """Show the pool space that each volume uses."""
     if call.arguments.columns == "help":
         call.output.data(describe(USAGE_FIELDS))
         return
-    table = ask(call.arguments, USAGE_FIELDS, _USAGE)
+    table = table_from_arguments(call.arguments, USAGE_FIELDS, _USAGE)
     from dmthin.store import report
 
     with call.store() as store:
@@ -71,12 +71,12 @@ def du(call: Call) -> None:
         fields = table.columns if table.chosen else USAGE_FIELDS
         call.output.document({"volumes": [as_json(row, fields) for row in rows], "total": total})
     else:
-        # Each block counts once in the last line, so it is less than the sum of the lines above.
+        # The total counts each block once, so it is less than the sum of the lines above.
         call.output.data(table.text(rows, total={"name": "total", **total}))
 
 
 def inspect(call: Call) -> None:
-    """All that is known of some volumes: an array, as docker inspect prints it; with --json in an object."""
+    """Show all details of some volumes: an array, like docker inspect; with --json, in an object."""
     from dmthin.store import report
 
     with call.store() as store:
@@ -94,7 +94,7 @@ def _list(call: Call, default: str, *kinds: "Kind") -> None:
     if arguments.columns == "help":
         call.output.data(describe(VOLUME_FIELDS))
         return
-    table = ask(arguments, VOLUME_FIELDS, default)
+    table = table_from_arguments(arguments, VOLUME_FIELDS, default)
     from dmthin.store import report
 
     with call.store() as store:
@@ -109,14 +109,14 @@ def _list(call: Call, default: str, *kinds: "Kind") -> None:
 def _tree_lines(
     nodes: "Sequence[TreeNode]", branches: Sequence[str], *, exact: bool, before: str | None = None
 ) -> Iterator[list[str]]:
-    """Name, kind, size and state of each volume, the name behind the lines that lead to it."""
+    """Yield name, kind, size and state of each volume, the name after the branches of the tree."""
     through, last, pass_by, nothing = branches
     for index, node in enumerate(nodes):
         ends = index + 1 == len(nodes)
         volume = node.volume
         lead = "" if before is None else before + (last if ends else through)
-        size = shown(volume.size, Form.SIZE, exact=exact)
-        yield [lead + shown(volume.name, Form.TEXT), volume.kind, size, volume.state]
+        size = shown(volume.size, Format.SIZE, exact=exact)
+        yield [lead + shown(volume.name, Format.TEXT), volume.kind, size, volume.state]
         below = "" if before is None else before + (nothing if ends else pass_by)
         yield from _tree_lines(node.children, branches, exact=exact, before=below)
 
@@ -139,7 +139,7 @@ def _detail_json(detail: "VolumeDetail") -> dict[str, Any]:
 
 
 def _speaks_utf8() -> bool:
-    """Whether the terminal draws lines: the locale's own word counts, for Python may speak UTF-8 in the C locale."""
+    """Return whether to draw branches in UTF-8. The locale must be UTF-8 too: Python can use UTF-8 in the C locale."""
     locale = next(filter(None, (os.environ.get(name) for name in ("LC_ALL", "LC_CTYPE", "LANG"))), "")
     written = (sys.stdout.encoding or "") if sys.stdout else ""
     return all("utf8" in name.lower().replace("-", "") for name in (locale, written))
