@@ -40,8 +40,9 @@ class Containers:
         """Return the container that `create` makes. Raises what it does, except for want of space."""
         check_name(name, Kind.CONTAINER)
         parent = self._ledger.ready(image, Kind.IMAGE)
+        new = plan_child(name, Kind.CONTAINER, parent, size)
         self._ledger.require_available(name)
-        return plan_child(name, Kind.CONTAINER, parent, size)
+        return new
 
     def mount(self, name: str, target: Path | None = None) -> Path:
         """Mount a container, by default below the store; return where. Fine if it is mounted there already.
