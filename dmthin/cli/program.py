@@ -41,7 +41,7 @@ def _run(given: list[str], output: Output) -> int:
     options, rest = split_globals(given)
     output.set_up(quiet=options.quiet, verbose=options.verbose)
     from dmthin.cli.commands import parse
-    from dmthin.store.state.locks import limit_waits
+    from dmthin.store.state.lock_waits import limit_waits
 
     try:
         arguments = parse(rest)

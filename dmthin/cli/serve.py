@@ -26,7 +26,7 @@ def serve(call: Call) -> None:
     from dmthin.daemon import systemd
     from dmthin.daemon.serve import CONTAINERD_SOCKET, DOCKER_SOCKET, FrontEnds
     from dmthin.daemon.serve import serve as run
-    from dmthin.store.state.locks import limit_waits
+    from dmthin.store.state.lock_waits import limit_waits
 
     snapshotters = parse_snapshotters(given.snapshotter, options.root)
     socket = Path(given.containerd) if given.containerd else CONTAINERD_SOCKET

@@ -11,7 +11,7 @@ from dmthin.cli.global_options import GlobalOptions, UsageError, split_globals
 from dmthin.cli.parser import Parser
 from dmthin.cli.sizes import human, parse_request, require_whole_kib
 from dmthin.errors import InvalidValue
-from dmthin.store.state import locks
+from dmthin.store.state import lock_waits
 from dmthin.units import GIB, KIB, MIB
 
 
@@ -200,9 +200,9 @@ def test_a_daemon_waits_for_a_lock_a_minute_unless_it_is_told_otherwise(monkeypa
     limits: list[float] = []
     monkeypatch.delenv("DMTHIN_LOCK_TIMEOUT", raising=False)
     monkeypatch.setattr("dmthin.daemon.systemd.set_up_logging", lambda **_: None)
-    monkeypatch.setattr("dmthin.daemon.serve.serve", lambda _: limits.append(locks._limit))
+    monkeypatch.setattr("dmthin.daemon.serve.serve", lambda _: limits.append(lock_waits._limit))
     for words in ([], ["--lock-timeout", "5"], ["--lock-timeout", "none"]):
         assert main(["serve", "--docker", *words]) == 0
     assert limits == [60, 5, math.inf]
     assert main(["--root", "/nowhere", "list"]) == 3
-    assert locks._limit == math.inf
+    assert lock_waits._limit == math.inf

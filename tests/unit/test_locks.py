@@ -15,8 +15,9 @@ import pytest
 
 from dmthin import steps
 from dmthin.errors import NotFound, TimeLimit
-from dmthin.store.state import locks as locks_module
-from dmthin.store.state.locks import Lock, Locks, limit_waits, make_lock_file
+from dmthin.store.state import lock_waits
+from dmthin.store.state.lock_waits import limit_waits
+from dmthin.store.state.locks import Lock, Locks, make_lock_file
 from enginelib.waiting import until
 from tests.support import processes
 from tests.support.threads import in_threads
@@ -222,8 +223,8 @@ def test_a_wait_for_the_pool_names_its_holder(
 def test_a_long_wait_is_a_warning_that_is_repeated(
     locks: Locks, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(locks_module, "_FIRST_WARNING_SECONDS", 0.01)
-    monkeypatch.setattr(locks_module, "_WARNING_SECONDS", 0.01)
+    monkeypatch.setattr(lock_waits, "_FIRST_WARNING_SECONDS", 0.01)
+    monkeypatch.setattr(lock_waits, "_WARNING_SECONDS", 0.01)
     with held_by_a_child(lambda: locks.volume(3)) as (pid, end):
         waiting = threading.Thread(target=lambda: locks.volume(3).release())
         waiting.start()
