@@ -69,7 +69,7 @@ def parse_lock_timeout(text: str, what: str) -> float:
 
 
 def split_globals(arguments: Sequence[str]) -> tuple[GlobalOptions, list[str]]:
-    """Take the global options out, up to a `--`, and return the rest in its order. Raises UsageError."""
+    """Return the global options, up to a `--`, and the other arguments in their order. Raise UsageError."""
     flags: dict[str, bool] = {}
     verbose = 0
     values: dict[str, list[str]] = {name: [] for name in _VALUED}
@@ -106,7 +106,7 @@ def split_globals(arguments: Sequence[str]) -> tuple[GlobalOptions, list[str]]:
 
 
 def _without_clusters(arguments: Sequence[str]) -> Iterator[str]:
-    """Each letter of a cluster by itself, so that the global ones can be told."""
+    """Yield the arguments, each letter of a cluster of them by itself."""
     left = iter(arguments)
     for argument in left:
         if argument == "--":

@@ -1,1 +1,1 @@
-"""The only door to the kernel (device-mapper, loop, mounts, udev) and the only door to programs."""
+"""All calls of the kernel (device-mapper, loop devices, mounts, udev), and all runs of programs."""

@@ -49,7 +49,7 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class DeviceInfo:
-    """The state of a mapped device, as DM_DEV_STATUS tells it. `dev` is an `os.makedev` number."""
+    """The state of a mapped device, as DM_DEV_STATUS reports it. `dev` is an `os.makedev` number."""
 
     name: str
     uuid: str

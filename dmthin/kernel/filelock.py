@@ -69,8 +69,8 @@ class PendingLock:
     """A lock on a byte of an open file for which a thread waits in the kernel, so that the caller can stop waiting.
 
     F_OFD_SETLKW takes no time limit, and only a signal ends it, to which Python lets no thread but the main one react.
-    Trying again and again instead would leave it to chance who gets a lock that is released and taken all the time; the
-    kernel wakes those who wait.
+    Polling with F_OFD_SETLK would hardly ever meet a lock that another process releases and takes again at short
+    intervals; a blocked thread is woken by the kernel at each release.
     """
 
     def __init__(self, fd: int, byte: int, *, shared: bool) -> None:
@@ -98,7 +98,7 @@ class PendingLock:
         return True
 
     def abandon(self) -> None:
-        """Give up. The thread goes on waiting, since nothing ends that, and will release the lock at once."""
+        """Give up. The thread goes on waiting, since nothing ends that, and will release the lock when it gets it."""
         with self._changing:
             self._is_wanted = False
             if self.has_ended:

@@ -24,7 +24,7 @@ def ioctl(
     """Make a request to the driver of an open device. Raise OSError.
 
     Return what the call returns for a number or for a bytearray, which the kernel changes; for bytes, their new
-    content. The rest is for the trace: the request's name, the device, and the flags in the argument.
+    content. The other arguments are for the trace: the request's name, the device, and the flags in the argument.
     """
     if steps.verbosity < steps.REQUESTS:
         return fcntl.ioctl(fd, request, argument)

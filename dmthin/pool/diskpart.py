@@ -21,7 +21,7 @@ from dmthin.units import MIB, SECTOR, format_exact, round_up
 
 _LEAST_METADATA = 2 * MIB
 _METADATA_GROWTH = 3
-"""The share of the metadata in the rest of the disk, at most, as a multiple of the size that it begins with."""
+"""The share of the metadata in what is left of the disk, at most, as a multiple of the size that it begins with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,12 +36,12 @@ class Division:
 def divide(size: int, data_percent: int, metadata_percent: int, block_size: int) -> Division:
     """Return how to divide a disk of `size` bytes for a pool of this block size. Raise InvalidValue if it is too small.
 
-    Data and metadata each begin with their percentage. The metadata's region gets half of the rest in addition, but no
-    more than three times what the metadata begins with, and no more than the kernel can use.
+    Data and metadata each begin with their percentage. The metadata's region gets half of what is left in addition,
+    but no more than three times what the metadata begins with, and no more than the kernel can use.
     """
     metadata_size = max(_LEAST_METADATA, min(size * metadata_percent // 100, MAX_METADATA_SIZE) // MIB * MIB)
-    rest = size * (100 - data_percent - metadata_percent) // 100
-    most = min(metadata_size + min(rest // 2, _METADATA_GROWTH * metadata_size), MAX_METADATA_SIZE)
+    left = size * (100 - data_percent - metadata_percent) // 100
+    most = min(metadata_size + min(left // 2, _METADATA_GROWTH * metadata_size), MAX_METADATA_SIZE)
     metadata_end = round_up(most, max(MIB, block_size))
     data_size = min(size * data_percent // 100, size - metadata_end) // block_size * block_size
     if data_size < block_size:

@@ -78,7 +78,7 @@ class FileSystem(ABC):
 
     @abstractmethod
     def set_no_space_retries(self, node: str, retries: int) -> None:
-        """Set how often a mounted one retries a metadata write that met a full pool; 0 fails at once.
+        """Set how often a mounted one retries a metadata write that met a full pool; with 0 it fails.
 
         It is dm.xfs_nospace_max_retries, and ext4 has no such setting. Raise KernelError, NotPermitted.
         """

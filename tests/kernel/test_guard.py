@@ -1,4 +1,4 @@
-"""The guard that holds a volume still: it lets go whoever dies, and gives up what does not come to rest."""
+"""The guard: it suspends a volume and resumes it, whichever process dies, and gives up one that cannot be suspended."""
 
 import os
 import random
@@ -32,7 +32,7 @@ def no_space_timeout() -> Iterator[Callable[[int], object]]:
     _TIMEOUT.write_text(before)
 
 
-def test_a_guard_holds_and_lets_go(dm: IoctlDeviceMapper, scratch: Path) -> None:
+def test_a_guard_suspends_and_resumes(dm: IoctlDeviceMapper, scratch: Path) -> None:
     with rigs.pool(dm, scratch) as rig:
         rig.thin(0)
         name = rig.volume(0, MIB).name
@@ -150,7 +150,7 @@ def test_no_quiescing_on_a_full_pool(dm: IoctlDeviceMapper, scratch: Path) -> No
             assert processes.outcome(pid) == 0
 
 
-def test_a_guard_gives_up_on_a_volume_that_does_not_come_to_rest(
+def test_a_guard_gives_up_on_a_volume_that_cannot_be_suspended(
     dm: IoctlDeviceMapper, scratch: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The pool has filled up just before the suspend: it waits for queued writes, until the guard is killed."""

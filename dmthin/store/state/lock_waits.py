@@ -44,7 +44,7 @@ _limit = math.inf
 def limit_waits(seconds: float) -> None:
     """Let no wait of this process for one lock take longer from now on; `math.inf`, the default, is no limit.
 
-    The wait then ends with TimeLimit. With 0 a lock that is not free is an error at once.
+    The wait then ends with TimeLimit. With 0 there is no wait: a lock that is not free is an error.
     """
     global _limit
     _limit = seconds
@@ -147,7 +147,7 @@ def _retry(fd: int, byte: int, *, shared: bool) -> bool:
 
 
 def _holders(fd: int, byte: int) -> str:
-    """Return the processes that hold a lock, in words. Those who queue at the gate wait for both of its bytes."""
+    """Return the processes that hold a lock, in words. A wait at the gate is one for both bytes of the pool lock."""
     found = filelock.holders(fd, *((GATE, POOL) if byte == GATE else (byte,)))
     words = [
         f"another thread of this process (pid {holder.pid})"

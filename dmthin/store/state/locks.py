@@ -75,7 +75,7 @@ class Locks:
     def own_pool(self) -> Iterator[None]:
         """Hold the pool lock exclusively.
 
-        While this waits for those who share the lock, it holds the gate, at which all who come later queue. Without
+        While this waits for the shared holders, it holds the gate, at which later requests of both kinds queue. Without
         that, an overlapping sequence of shared holders would keep it waiting for good.
         """
         with self._take(GATE), self._take(POOL):
@@ -99,8 +99,8 @@ class Locks:
     def suspend(self, device_id: int) -> Lock:
         """Wait for a volume's suspend lock, at most half a minute. Its holder may suspend and resume the device.
 
-        Those who share the volume's lock take this one in addition. A process that inherits the lock's descriptor has
-        the lock as well.
+        Holders of the volume's shared lock exclude each other by this one. A process that inherits the lock's
+        descriptor holds the lock too.
         """
         return self._take(SUSPEND + device_id, inherited=True)
 
