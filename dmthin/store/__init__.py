@@ -1,1 +1,1 @@
-"""The store: ledger, transactions, options, locks, and what images and containers are. Faces talk to `Store`."""
+"""Stores: images, containers, layers and snapshots on one thin pool. Front ends hold a `Store`."""

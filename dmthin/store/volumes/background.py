@@ -32,7 +32,7 @@ class Queue(Protocol):
 
 
 class InlineQueue:
-    """Runs work in the caller, who gets its errors: for processes that end with their command."""
+    """Runs work in the caller, and lets it have the errors: for processes that end with their command."""
 
     def later(self, seconds: float, action: Action) -> None:
         del seconds
