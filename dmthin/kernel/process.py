@@ -15,7 +15,6 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, wait
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from dmthin.errors import TimeLimit, ToolFailed, Unavailable
@@ -82,30 +81,38 @@ def run(
     if path is None:
         package = PACKAGES.get(program, program)
         raise Unavailable(f"the program {program} is missing", hint=f"install it: apt-get install {package}")
-    import sh  # takes 80 ms to load, and most commands run no program
-
     line = shlex.join([program, *arguments])
     logger.debug("run: %s", line)
     environment = {"PATH": SEARCH_PATH, "LC_ALL": "C", "HOME": "/"}
     environment.update({name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ})
-    start = partial(
-        sh.Command(path),
-        *arguments,
-        _in=stdin or "",
-        _env=environment,
-        _cwd="/",
-        _ok_code=list(ok),
-        _tty_out=False,
-        _bg=True,
-        _bg_exc=False,
-        _decode_errors="replace",
-        _preexec_fn=_before_exec,
-    )
+
+    def start() -> Any:
+        # Loading it takes 80 ms, and most commands run no program. In the program's thread, since a signal's handler
+        # that raised within the import would leave half a module, or be ignored in a callback of the import.
+        import sh
+
+        return sh.Command(path)(
+            *arguments,
+            _in=stdin or "",
+            _env=environment,
+            _cwd="/",
+            _ok_code=list(ok),
+            _tty_out=False,
+            _bg=True,
+            _bg_exc=False,
+            _decode_errors="replace",
+            _preexec_fn=_before_exec,
+        )
+
     try:
         done = _Program(start).run(timeout)
     except TimeoutError:
         raise TimeLimit(f"{line} did not end within {timeout:g} s") from None
-    except sh.ErrorReturnCode as failure:
+    except Exception as failure:
+        import sh  # loaded by now
+
+        if not isinstance(failure, sh.ErrorReturnCode):
+            raise
         words = " ".join((failure.stderr or failure.stdout).decode(errors="replace").split())
         raise ToolFailed(f"{line} failed ({failure.exit_code}): {words or 'it gave no reason'}") from None
     return Completed(done.exit_code, done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace"))
