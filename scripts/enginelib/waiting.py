@@ -1,15 +1,25 @@
-"""Waiting for something that takes a moment, however slow the machine is."""
+"""Waiting for a state that takes a moment to come about, however slow the machine is."""
 
 import time
 from collections.abc import Callable
 
-PATIENCE = 120.0
-"""Seconds until something that takes a few counts as hung."""
+PATIENCE = 300.0
+"""Seconds after which something that takes a few counts as hung."""
+
+_PAUSE = 0.02
+_POLLS_BEFORE_AGAIN = 250
 
 
-def until(condition: Callable[[], object], seconds: float = PATIENCE) -> None:
-    """Wait for a condition."""
-    give_up = time.monotonic() + seconds
+def until(condition: Callable[[], object], *, again: Callable[[], object] | None = None) -> None:
+    """Wait for a condition. Raises AssertionError if it does not come true within PATIENCE.
+
+    `again` is called every 250 polls, for what may have to be asked for more than once.
+    """
+    give_up = time.monotonic() + PATIENCE
+    polls = 0
     while not condition():
-        assert time.monotonic() < give_up, "this never came true"
-        time.sleep(0.02)
+        assert time.monotonic() < give_up, f"this did not come true within {PATIENCE:g} s"
+        time.sleep(_PAUSE)
+        polls += 1
+        if again is not None and polls % _POLLS_BEFORE_AGAIN == 0:
+            again()

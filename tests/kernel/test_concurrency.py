@@ -3,7 +3,6 @@
 import os
 import signal
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from dmthin.store.state.locks import Lock, Locks
 from dmthin.store.state.model import Kind, State
 from dmthin.store.store import Store
 from dmthin.units import GIB
+from enginelib.waiting import until
 from tests.support import processes
 from tests.support.processes import in_processes
 from tests.support.stores import check_store
@@ -37,21 +37,25 @@ def test_snapshots_of_a_mounted_volume_at_once(store: Store, image: str, monkeyp
     store.containers.create(image, "origin")
     store.containers.mount("origin")
     origin = store.ledger.ready("origin")
-    create_snap = ThinPool.create_snap
+    create_snap, suspend = ThinPool.create_snap, Locks.suspend
+    arrived: list[int] = []
     at_rest: list[bool] = []
 
-    def create_slowly(pool: ThinPool, device_id: int, origin_id: int) -> None:
+    def create_last(pool: ThinPool, device_id: int, origin_id: int) -> None:
         create_snap(pool, device_id, origin_id)
-        time.sleep(0.1)
+        until(lambda: len(arrived) == 10)  # all others wait for the origin
         info = store.volumes.info(origin)
         at_rest.append(info is not None and info.suspended)
 
-    monkeypatch.setattr(ThinPool, "create_snap", create_slowly)
+    def announced(locks: Locks, device_id: int) -> Lock:
+        arrived.append(device_id)
+        return suspend(locks, device_id)
+
+    monkeypatch.setattr(ThinPool, "create_snap", create_last)
+    monkeypatch.setattr(Locks, "suspend", announced)
     in_threads(10, lambda number: store.layers.create(f"s{number}", Kind.CONTAINER, origin))
     assert at_rest == [True] * 10
-    info = store.volumes.info(origin)
-    assert info is not None
-    assert not info.suspended
+    until(lambda: (info := store.volumes.info(origin)) is not None and not info.suspended)
     store.containers.unmount("origin")
     check_store(store)
 
@@ -78,27 +82,31 @@ def test_the_origin_of_a_killed_snapshot_goes_on_before_the_next_has_it(
     with processes.child(create) as pid:
         assert processes.outcome(pid) == -signal.SIGKILL
     guard = int((store.layout.root.parent / "guard").read_text())
-    suspend, waiting = Locks.suspend, threading.Event()
+    suspend, waiting, goes_on = Locks.suspend, threading.Event(), threading.Event()
+    too_early: list[bool] = []
 
     def announced(locks: Locks, device_id: int) -> Lock:
         waiting.set()
-        return suspend(locks, device_id)
+        lock = suspend(locks, device_id)
+        too_early.append(not goes_on.is_set())
+        return lock
 
     monkeypatch.setattr(Locks, "suspend", announced)
     following = threading.Thread(target=lambda: store.layers.create("next", Kind.CONTAINER, origin))
     following.start()
     try:
         waiting.wait()
-        following.join(0.5)
         info = store.volumes.info(origin)
         assert info is not None
         assert info.suspended
-        assert following.is_alive()
         assert store.ledger.find("next") is None
         store.pool.extend(data_size=5 * GIB)  # who waits for its turn keeps nobody from giving the pool space
+        assert following.is_alive()
     finally:
+        goes_on.set()
         os.kill(guard, signal.SIGCONT)
         following.join()
+    assert too_early == [False]
     assert store.ledger.ready("next")
     store.containers.unmount("origin")
     check_store(store)

@@ -31,6 +31,7 @@ from dmthin.kernel.dmioctl import EventPoll, IoctlDeviceMapper
 from dmthin.kernel.dmsetup import Dmsetup
 from dmthin.kernel.thin import PoolTable, ThinTable
 from dmthin.units import MIB, SECTOR
+from enginelib.waiting import PATIENCE
 from tests.support import processes, rigs
 from tests.support.rigs import PREFIX, Rig
 
@@ -393,7 +394,7 @@ def _await_removal(dm: DeviceMapper, name: str) -> None:
     with EventPoll() as events:
         events.arm()
         while exists(dm, name):
-            assert events.poll(60)
+            assert events.poll(PATIENCE)
             events.arm()
 
 
@@ -427,7 +428,7 @@ def test_deferred_removal_can_be_cancelled(dm: IoctlDeviceMapper) -> None:
 def test_wait_returns_at_once_for_an_event_that_has_been(dm: IoctlDeviceMapper) -> None:
     dm.create(A, table=[ERROR])
     dm.rename(A, B)
-    assert dm.wait(B, 0, timeout=60) == 1
+    assert dm.wait(B, 0, timeout=PATIENCE) == 1
 
 
 def test_wait_for_the_pool_to_reach_its_low_water_mark(dm: IoctlDeviceMapper, scratch: Path) -> None:
@@ -437,7 +438,7 @@ def test_wait_for_the_pool_to_reach_its_low_water_mark(dm: IoctlDeviceMapper, sc
             rigs.write_block(node, number, rigs.pattern(1, number))
         before = dm.info(rig.pool.name).event_number
         with processes.child(lambda: rigs.write_block(node, 12, rigs.pattern(1, 12))):
-            assert dm.wait(rig.pool.name, before, timeout=60) > before
+            assert dm.wait(rig.pool.name, before, timeout=PATIENCE) > before
 
 
 def test_wait_has_a_time_limit(dm: IoctlDeviceMapper) -> None:
@@ -467,7 +468,7 @@ def test_poll_wakes_a_waiting_process(dm: IoctlDeviceMapper) -> None:
     with EventPoll() as events:
         events.arm()
         with processes.child(lambda: IoctlDeviceMapper().create(A)):
-            assert events.poll(60)
+            assert events.poll(PATIENCE)
 
 
 def test_two_polls_each_see_the_event(dm: IoctlDeviceMapper) -> None:

@@ -1,7 +1,6 @@
 """A disk that the pool has for itself (dm.directlvm_device): real disks of the kernel's, loops over sparse files."""
 
 import random
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from itertools import pairwise
@@ -16,6 +15,7 @@ from dmthin.kernel.thin import PoolMode, PoolStatus
 from dmthin.store.create import create_store
 from dmthin.store.store import Store
 from dmthin.units import GIB, KIB, METADATA_BLOCK, MIB
+from enginelib.waiting import until
 from tests.support import processes, rigs
 from tests.support.command import Command, paste
 from tests.support.processes import run_until_killed
@@ -290,13 +290,16 @@ def test_extension_at_the_threshold_under_a_writer(make_direct: MakeStore) -> No
     assert sizes(store) == (32 * MIB, 2 * MIB)
     volume, node = raw_volume(store, "volume", 96 * MIB)
     seen = [32 * MIB]
+
+    def extended_three_times() -> bool:
+        if store.pool.extend_if_due():
+            used, size = store.pool.status().data_used, sizes(store)[0]
+            assert used * 100 >= 75 * seen[-1]
+            seen.append(size)
+        return len(seen) == 4
+
     with rigs.stomping(Oracle(node, 1536, random.Random(1))):
-        while len(seen) < 4:
-            used = store.pool.status().data_used
-            if store.pool.extend_if_due():
-                assert used * 100 >= 75 * seen[-1]
-                seen.append(sizes(store)[0])
-            time.sleep(0.02)
+        until(extended_three_times)
     assert [round(after / before, 2) for before, after in pairwise(seen)] == [1.2, 1.2, 1.2]
     assert sizes(store)[1] == 2 * MIB
     store.volumes.deactivate(volume)

@@ -3,7 +3,6 @@
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import pytest
 
 from dmthin.store.store import Store
 from dmthin.units import MIB
+from enginelib.waiting import PATIENCE, until
 from tests.support.stores import fill
 
 _NO_SPACE_TIMEOUT = Path("/sys/module/dm_thin_pool/parameters/no_space_timeout")
@@ -30,10 +30,11 @@ def lazy_write_back() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("lazy_write_back")
-@pytest.mark.parametrize("seconds", [1, 60])
+@pytest.mark.parametrize("seconds", [1, 0])
 def test_a_pool_that_fills_up_under_a_commit_can_be_extended(
     make_store: Callable[..., Store], tree: Path, seconds: int
 ) -> None:
+    """`seconds` is when the kernel fails what waits for space, 0 for never: then only the extension can end it."""
     _NO_SPACE_TIMEOUT.write_text(str(seconds))
     store = make_store("dm.loopdatasize=128M", "dm.loopmetadatasize=16M", "dm.basesize=64M", "dm.min_free_space=0%")
     store.images.import_("image", tree)
@@ -42,13 +43,10 @@ def test_a_pool_that_fills_up_under_a_commit_can_be_extended(
     store.close()
     commit = dmthin(store, "container", "commit", "web", "snap")
     _await_full(store)
-    begun = time.monotonic()
     extend = dmthin(store, "pool", "extend", "--data-size", "1G")
-    words = extend.communicate(timeout=150)[0]
-    took = time.monotonic() - begun
-    ended = commit.communicate(timeout=150)[0]
+    words = extend.communicate(timeout=PATIENCE)[0]
+    ended = commit.communicate(timeout=PATIENCE)[0]
     assert extend.returncode == 0, words
-    assert took < 45, f"the extension took {took:.0f} s"
     with Store(store.layout.root) as now:
         if commit.returncode == 0:
             assert now.ledger.ready("snap").size == 600 * MIB
@@ -62,7 +60,7 @@ def test_a_pool_that_fills_up_under_a_commit_can_be_extended(
 
 @pytest.mark.usefixtures("lazy_write_back")
 def test_a_commit_killed_on_a_full_pool_holds_nobody_up(make_store: Callable[..., Store], tree: Path) -> None:
-    _NO_SPACE_TIMEOUT.write_text("60")
+    _NO_SPACE_TIMEOUT.write_text("0")  # never: only the extension can end what waits for space
     store = make_store("dm.loopdatasize=128M", "dm.loopmetadatasize=16M", "dm.basesize=64M", "dm.min_free_space=0%")
     store.images.import_("image", tree)
     store.containers.create("image", "web", size=600 * MIB)
@@ -71,13 +69,10 @@ def test_a_commit_killed_on_a_full_pool_holds_nobody_up(make_store: Callable[...
     commit = dmthin(store, "container", "commit", "web", "snap")
     _await_full(store)
     commit.kill()
-    begun = time.monotonic()
     extend = dmthin(store, "pool", "extend", "--data-size", "1G")
-    words = extend.communicate(timeout=150)[0]
-    took = time.monotonic() - begun
-    commit.communicate(timeout=150)
+    words = extend.communicate(timeout=PATIENCE)[0]
+    commit.communicate(timeout=PATIENCE)
     assert extend.returncode == 0, words
-    assert took < 45, f"the extension took {took:.0f} s"
 
 
 def dmthin(store: Store, *arguments: str) -> subprocess.Popen[str]:
@@ -93,8 +88,4 @@ def dmthin(store: Store, *arguments: str) -> subprocess.Popen[str]:
 
 def _await_full(store: Store) -> None:
     with Store(store.layout.root) as now:
-        for _ in range(300):
-            if now.pool.status().mode == "out_of_data_space":
-                return
-            time.sleep(0.1)
-    raise AssertionError("the pool does not fill up")
+        until(lambda: now.pool.status().mode == "out_of_data_space")

@@ -3,7 +3,6 @@
 import os
 import random
 import signal
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -18,10 +17,18 @@ from dmthin.kernel.thin import PoolMode
 from dmthin.pool import guard
 from dmthin.pool.guard import Guard
 from dmthin.units import MIB
+from enginelib.waiting import PATIENCE, until
 from tests.support import processes, rigs
 from tests.support.rigs import BLOCK, active
 
 _TIMEOUT = Path("/sys/module/dm_thin_pool/parameters/no_space_timeout")
+
+
+@pytest.fixture(autouse=True)
+def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A guard that is slow to start or to end, on a machine that has other work, is waited for."""
+    for limit in ("_START_SECONDS", "_SUSPEND_SECONDS", "_END_SECONDS"):
+        monkeypatch.setattr(guard, limit, PATIENCE)
 
 
 @pytest.fixture
@@ -95,18 +102,21 @@ def test_a_guard_that_hangs_before_it_begins_is_replaced(
     dm: IoctlDeviceMapper, scratch: Path, monkeypatch: pytest.MonkeyPatch, hung: int
 ) -> None:
     """As a fork of many threads may, in a lock that another of them had; and no signal but one reaches it."""
-    begin = guard._guard
+    begin, fork = guard._guard, Guard._fork
+    starts: list[Guard] = []
 
     def hang(*arguments: Any) -> NoReturn:
-        mark = scratch / "hung"
-        with mark.open("a") as file:
-            file.write("x")
-        if mark.stat().st_size <= hung:
-            time.sleep(1000)
+        while len(starts) <= hung:
+            signal.pause()
         begin(*arguments)
 
+    def count(held: Guard) -> int:
+        starts.append(held)
+        monkeypatch.setattr(guard, "_START_SECONDS", 0.2 if len(starts) <= hung else PATIENCE)
+        return fork(held)
+
     monkeypatch.setattr(guard, "_guard", hang)
-    monkeypatch.setattr(guard, "_START_SECONDS", 1.0)
+    monkeypatch.setattr(Guard, "_fork", count)
     with rigs.pool(dm, scratch) as rig:
         rig.thin(0)
         name = rig.volume(0, MIB).name
@@ -164,7 +174,7 @@ def test_a_guard_gives_up_on_a_volume_that_cannot_be_suspended(
                 patched.setattr(guard, "_SUSPEND_SECONDS", 0.3)
                 with Guard(name):
                     pass
-            assert active(dm.info(name))
+            until(lambda: active(dm.info(name)))
             assert rigs.read_block(node, 3) == rigs.pattern(1, 3)
             rig.data.grow(32 * BLOCK)
             rig.pool.reload(rig.table())
@@ -181,7 +191,7 @@ def test_a_guard_gives_up_on_a_file_system_that_cannot_be_frozen(
     no_space_timeout: Callable[[int], object],
 ) -> None:
     """The freeze itself fills the pool. That wait takes no signal: it ends when the kernel fails the writes."""
-    monkeypatch.setattr(guard, "_SUSPEND_SECONDS", 0.3)
+    monkeypatch.setattr(guard, "_END_SECONDS", 0.5)
     no_space_timeout(2)
     with rigs.pool(dm, scratch, data_size=24 * MIB) as rig:
         node, name = rig.thin(0, 64 * MIB), rig.volume(0, MIB).name
@@ -193,7 +203,7 @@ def test_a_guard_gives_up_on_a_file_system_that_cannot_be_frozen(
                 patched.setattr(guard, "_SUSPEND_SECONDS", 0.3)
                 with Guard(name):
                     pass
-            assert active(dm.info(name))
+            until(lambda: active(dm.info(name)))
             assert rig.pool.status().mode is PoolMode.OUT_OF_DATA_SPACE
             assert (root / "kept").read_text() == "kept"
             rig.data.grow(64 * MIB)

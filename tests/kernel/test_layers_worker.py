@@ -16,7 +16,6 @@ import sys
 import tarfile
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -29,7 +28,7 @@ from dmthin.errors import DmthinError, InvalidValue, KernelError, NoDataSpace
 from dmthin.layers.entry import Entry, EntryType
 from dmthin.layers.job import Job, Verb, parse_report
 from dmthin.layers.tarwriter import TarWriter
-from enginelib.waiting import until
+from enginelib.waiting import PATIENCE, until
 from tests.support.tars import member, tar
 from tests.support.trees import CAPABILITY, seen
 
@@ -97,12 +96,9 @@ def apply(root: Path, *members: tuple[tarfile.TarInfo, bytes]) -> int:
 
 def child_of(worker: Spawned) -> int:
     """The process that does the work."""
-    for _ in range(1000):
-        found = Path(f"/proc/{worker.pid}/task/{worker.pid}/children").read_text().split()
-        if found:
-            return int(found[0])
-        time.sleep(0.01)
-    raise AssertionError("the worker has no child")
+    children = Path(f"/proc/{worker.pid}/task/{worker.pid}/children")
+    until(children.read_text)
+    return int(children.read_text().split()[0])
 
 
 def is_gone(pid: int) -> bool:
@@ -259,7 +255,7 @@ def test_the_worker_is_shut_in(root: Path) -> None:
         assert own_mounts.count(" /proc ") == 1, "the worker's mounts must not reach the host"
         worker.stdin.write(tar(member("first"), member("f", bytes(1 << 20)))[-4096:])
         worker.stdin.close()
-        assert worker.wait(60) == 0
+        assert worker.wait(PATIENCE) == 0
         assert parse_report(os.read(report, 4096)) == 1 << 20
     os.close(secret)
 
@@ -267,10 +263,10 @@ def test_the_worker_is_shut_in(root: Path) -> None:
 def test_the_parent_and_the_child_die_with_theirs(root: Path, tmp_path: Path) -> None:
     """SIGKILL leaves nobody who could still write into a layer."""
     script = (
-        "import subprocess, sys, time\n"
+        "import signal, subprocess, sys\n"
         "worker = subprocess.Popen(sys.argv[2:], pass_fds=[int(n) for n in sys.argv[1].split(',')], stdin=0)\n"
         "print(worker.pid, flush=True)\n"
-        "time.sleep(1000)\n"
+        "signal.pause()\n"
     )
     for victim in ("grandparent", "parent"):
         report, theirs = os.pipe()
@@ -465,7 +461,7 @@ def test_the_input_is_read_to_its_end_after_a_failure(root: Path) -> None:
             written += os.write(worker.stdin.fileno(), b"x" * (1 << 20))
         assert written == 100 << 20
         worker.stdin.close()
-        assert worker.wait(60) == 1
+        assert worker.wait(PATIENCE) == 1
         with pytest.raises(InvalidValue, match="not a tar archive"):
             parse_report(os.read(report, 4096))
 
@@ -559,11 +555,11 @@ def test_many_entries_in_little_memory(tmp_path: Path) -> None:
             for number in range(entries):
                 writer.add(Entry(b"d%d/file-with-a-name-%d" % (number % 200, number), EntryType.FILE, 0o644))
             worker.stdin.flush()
-            until((target / f"d{(entries - 100) % 200}/file-with-a-name-{entries - 100}").exists, 300)
+            until((target / f"d{(entries - 100) % 200}/file-with-a-name-{entries - 100}").exists)
             assert peak(child_of(worker)) < 70 << 20
             writer.end()
             worker.stdin.close()
-            assert worker.wait(300) == 0
+            assert worker.wait(PATIENCE) == 0
             assert parse_report(os.read(report, 4096)) == 0
         with working(Verb.DIFF, target) as (worker, report):
             assert worker.stdout
@@ -573,7 +569,7 @@ def test_many_entries_in_little_memory(tmp_path: Path) -> None:
                     child = child_of(worker)
                 total += len(piece)
                 highest = max(highest, peak(child))
-            assert worker.wait(60) == 0
+            assert worker.wait(PATIENCE) == 0
             assert parse_report(os.read(report, 4096)) == total > entries * 512
             assert highest < 60 << 20
     finally:

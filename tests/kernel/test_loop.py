@@ -1,7 +1,6 @@
 """Loop devices on the real driver: by LOOP_CONFIGURE and by the older pair."""
 
 import os
-import threading
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -12,6 +11,7 @@ from dmthin.errors import KernelError, NotFound, TimeLimit, Unavailable
 from dmthin.kernel import block, loop, mount
 from dmthin.kernel.loop import LoopDevice
 from dmthin.units import MIB
+from enginelib.waiting import PATIENCE
 from tests.support import processes, rigs
 
 
@@ -133,13 +133,24 @@ def test_a_loop_in_use_goes_with_its_last_user(file: Path, monkeypatch: pytest.M
     assert loop.find(file) is None
 
 
-def test_detach_waits_for_a_user_who_is_about_to_go(file: Path) -> None:
+def test_detach_waits_for_a_user_who_is_about_to_go(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The user closes it once the detach has seen that it is still bound."""
+    monkeypatch.setattr(loop, "_DETACH_SECONDS", PATIENCE)
     device = loop.attach(file)
-    user = os.open(device.node, os.O_RDONLY)
-    closing = threading.Timer(0.1, os.close, (user,))
-    closing.start()
+    users = [os.open(device.node, os.O_RDONLY)]
+    is_bound = LoopDevice._is_bound
+    seen: list[bool] = []
+
+    def look_and_close(device: LoopDevice) -> bool:
+        seen.append(is_bound(device))
+        if users:
+            os.close(users.pop())
+        return seen[-1]
+
+    monkeypatch.setattr(LoopDevice, "_is_bound", look_and_close)
     device.detach()
-    closing.join()
+    assert seen[0]
+    assert not seen[-1]
     assert loop.find(file) is None
 
 

@@ -2,9 +2,9 @@
 
 import io
 import os
+import signal
 import tarfile
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from dmthin.kernel.dmioctl import IoctlDeviceMapper
 from dmthin.store.state.model import State
 from dmthin.store.store import Store
 from dmthin.units import GIB, MIB, TIB
+from enginelib.waiting import until
 from tests.support import processes, thintools
 from tests.support.processes import start
 from tests.support.stores import fill
@@ -154,7 +155,7 @@ def test_a_container_whose_device_is_open_is_not_resized(store: Store, image: st
     def hold() -> None:
         with block.opened(Path(info.node), os.O_RDWR):
             os.write(go, b"x")
-            time.sleep(600)
+            signal.pause()
 
     with processes.child(hold) as pid:
         assert os.read(ready, 1) == b"x"
@@ -223,12 +224,15 @@ def _archive() -> bytes:
 
 
 def _await_work_mount(root: Path) -> mount.Mount:
-    for _ in range(600):
+    found: list[mount.Mount] = []
+
+    def is_mounted() -> bool:
         # The base is made, and mounted, before the image.
-        if entries := [entry for entry in mount.under(root) if entry.target == str(root / "work/1")]:
-            return entries[0]
-        time.sleep(0.05)
-    raise AssertionError("no image is being filled")
+        found[:] = [entry for entry in mount.under(root) if entry.target == str(root / "work/1")]
+        return bool(found)
+
+    until(is_mounted)
+    return found[0]
 
 
 def _look_as_nobody(folder: Path) -> None:

@@ -3,7 +3,6 @@
 import subprocess
 import sys
 from collections.abc import Iterable
-from contextlib import suppress
 from itertools import count
 from pathlib import Path
 
@@ -186,12 +185,9 @@ class Containerd:
             now = sorted(snapshot.key.split("/", 2)[2] for snapshot in self.kept(snapshotter))
             return now == sorted(names)
 
-        with suppress(AssertionError):
-            until(agrees, 5)
-            return
-        self._collect()  # containerd's collector forgets what is removed while it runs, until the next removal
         try:
-            until(agrees)
+            # containerd's collector forgets what is removed while it runs, until the next removal.
+            until(agrees, again=self._collect)
         except AssertionError:
             raise AssertionError(f"dmthin has {self.kept(snapshotter)}, and not {sorted(names)}") from None
 

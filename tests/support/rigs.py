@@ -21,6 +21,7 @@ from dmthin.kernel.thin import PoolMode, PoolStatus, PoolTable
 from dmthin.pool.thinpool import ThinPool
 from dmthin.pool.volume import ThinVolume
 from dmthin.units import KIB, MIB, SECTOR
+from enginelib.waiting import PATIENCE
 from tests.support import thintools
 from tests.support.processes import background, child
 
@@ -253,7 +254,7 @@ def await_mode(rig: Rig, mode: PoolMode) -> PoolStatus:
     with EventPoll() as events:
         events.arm()
         while (status := rig.pool.status()).mode is not mode:
-            assert events.poll(60), f"the pool is still {status.mode}"
+            assert events.poll(PATIENCE), f"the pool is still {status.mode}"
             events.arm()
         return status
 

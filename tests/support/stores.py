@@ -3,7 +3,6 @@
 import itertools
 import os
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -15,6 +14,7 @@ from dmthin.kernel import loop, mount, process
 from dmthin.kernel.dmioctl import IoctlDeviceMapper
 from dmthin.store.state.model import State
 from dmthin.store.store import Store
+from enginelib.waiting import until
 from tests.support import thintools
 
 SMALL = ("dm.loopdatasize=4G", "dm.loopmetadatasize=64M", "dm.basesize=256M")
@@ -59,11 +59,12 @@ def take_down(store: Store) -> None:
 
 def settle(store: Store) -> None:
     """Let changes end what was left; a program of a process that was killed may hold a device a moment longer."""
-    for _ in range(100):
+
+    def nothing_is_left() -> bool:
         store.pool.activate()
-        if not store.ledger.unfinished():
-            return
-        time.sleep(0.1)
+        return not store.ledger.unfinished()
+
+    until(nothing_is_left)
 
 
 def check_store(store: Store) -> None:

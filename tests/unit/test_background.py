@@ -8,6 +8,7 @@ import pytest
 
 from dmthin.errors import Unavailable
 from dmthin.store.volumes.background import BackgroundQueue, InlineQueue
+from enginelib.waiting import until
 
 
 @pytest.fixture
@@ -27,13 +28,23 @@ def test_the_caller_does_it_himself_and_gets_its_errors() -> None:
 
 def test_it_is_done_in_another_thread_by_its_time(behind: BackgroundQueue) -> None:
     done: list[str] = []
-    behind.later(0.3, lambda: done.append("second"))
-    behind.later(0.1, lambda: done.append(threading.current_thread().name))
+    times: list[float] = []
+    goes_on = threading.Event()
+
+    def do(name: str) -> None:
+        done.append(name)
+        times.append(time.monotonic())
+
+    behind.later(0, goes_on.wait)  # type: ignore[arg-type]
+    begun = time.monotonic()
+    behind.later(0.3, lambda: do("second"))
+    behind.later(0.1, lambda: do(threading.current_thread().name))
     assert done == []
-    deadline = time.monotonic() + 20
-    while len(done) < 2 and time.monotonic() < deadline:
-        time.sleep(0.01)
+    goes_on.set()
+    until(lambda: len(times) == 2)
     assert done == ["test-queue", "second"]
+    assert times[0] >= begun + 0.1
+    assert times[1] >= begun + 0.3
 
 
 def test_draining_does_it_before_its_time(behind: BackgroundQueue) -> None:
@@ -56,9 +67,14 @@ def test_draining_waits_for_what_is_under_way(behind: BackgroundQueue) -> None:
 
     behind.later(0, work)
     begun.wait()
-    threading.Timer(0.1, goes_on.set).start()
-    behind.drain()
-    assert done == ["work"]
+    seen: list[list[str]] = []
+    draining = threading.Thread(target=lambda: seen.append([*done]) if behind.drain() else None)
+    draining.start()
+    until(lambda: behind._hurried == 1)
+    assert seen == []
+    goes_on.set()
+    draining.join()
+    assert seen == [["work"]]
 
 
 def test_who_brings_too_much_does_it_himself(behind: BackgroundQueue) -> None:

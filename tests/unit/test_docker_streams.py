@@ -4,10 +4,11 @@ import asyncio
 import os
 import random
 import socket
-import time
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -85,18 +86,38 @@ def test_every_byte_comes_in_order(tmp_path: Path, lengths: list[int]) -> None:
     assert b"".join(received(tmp_path / "socket", send)) == b"".join(sent)
 
 
-def test_small_chunks_are_taken_together(tmp_path: Path) -> None:
-    sent = chunks(iter([100] * 2000))
+def test_small_chunks_are_taken_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that come while the reader pauses are one piece."""
+    batches = [chunks(iter([100] * 100), seed) for seed in range(20)]
+    begins, reads, sent = RequestBody.begins, threading.Semaphore(0), threading.Semaphore(0)
+    pauses: list[float] = []
+
+    async def has_begun(body: RequestBody) -> bool:
+        begun = await begins(body)
+        reads.release()
+        return begun
+
+    async def pause(seconds: float) -> None:
+        pauses.append(seconds)
+        reads.release()
+        await asyncio.to_thread(sent.acquire)
 
     def send(connection: socket.socket) -> None:
-        for chunk in sent:
-            connection.sendall(framed(chunk))
-            time.sleep(0.0002)  # as who has to make each of them
-        connection.sendall(framed(b""))
+        connection.sendall(framed(b"the head"))
+        reads.acquire()
+        connection.sendall(framed(b"the first"))
+        for batch in (*batches, [b""]):
+            reads.acquire()
+            for chunk in batch:
+                connection.sendall(framed(chunk))
+            sent.release()
 
+    monkeypatch.setattr(RequestBody, "begins", has_begun)
+    monkeypatch.setattr(streams, "asyncio", SimpleNamespace(sleep=pause))
     pieces = received(tmp_path / "socket", send)
-    assert b"".join(pieces) == b"".join(sent)
-    assert len(pieces) < len(sent) / 4
+    assert pieces == [b"the head", b"the first", *map(b"".join, batches)]
+    assert pauses[:6] == [0.001, 0.002, 0.004, 0.008, 0.016, 0.016]
+    assert max(pauses) == 0.016
 
 
 def test_a_sender_that_leaves_in_the_middle(tmp_path: Path) -> None:

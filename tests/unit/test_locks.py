@@ -6,7 +6,6 @@ import os
 import re
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
@@ -113,15 +112,19 @@ def test_an_owner_that_waits_goes_before_new_sharers(locks: Locks) -> None:
     with locks.share_pool():
         owner = threading.Thread(target=own)
         owner.start()
-        while (gate := locks._try(0)) is not None:  # until the owner has it
-            gate.release()
-            time.sleep(0.001)
+        until(lambda: _is_taken(locks, 0))  # by the owner: it is the gate to the pool's lock
         late = threading.Thread(target=share)
         late.start()
         order.append("first")
     owner.join()
     late.join()
     assert order == ["first", "owned", "shared"]
+
+
+def _is_taken(locks: Locks, byte: int) -> bool:
+    if (lock := locks._try(byte)) is not None:
+        lock.release()
+    return lock is None
 
 
 def test_the_lock_of_a_store_that_is_gone(locks: Locks, tmp_path: Path) -> None:

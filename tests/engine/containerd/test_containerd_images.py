@@ -10,6 +10,7 @@ import pytest
 from dmthin.kernel import mount
 from dmthin.units import MIB
 from enginelib.daemons import Failed
+from enginelib.waiting import PATIENCE
 from tests.engine.containerd.conftest import IMAGE
 from tests.support.archives import docker_archive, oci_archive
 from tests.support.containerd import DMTHIN, ROOTED, Containerd
@@ -84,7 +85,7 @@ def test_many_at_once(containerd: Containerd, chain: list[str]) -> None:
     names = [f"c{number}" for number in range(4)]
     starting = [containerd.begin(*containerd.background_words(IMAGE, name)) for name in names]
     for process in starting:
-        _, words = process.communicate(timeout=300)
+        _, words = process.communicate(timeout=PATIENCE)
         assert process.returncode == 0, words.decode()
     containerd.await_names(*chain, *names)
     assert sorted(containerd("tasks", "ls", "-q").split()) == names

@@ -94,7 +94,7 @@ def test_containerd_killed_during_an_unpack(containerd: Containerd, mini: bytes,
     importing = containerd.begin("images", "import", "--snapshotter", DMTHIN, str(archive))
     until(lambda: SnapshotKind.ACTIVE in [snapshot.kind for snapshot in containerd.kept()])
     containerd.containerd.end(signal.SIGKILL)
-    importing.communicate(timeout=300)
+    importing.communicate(timeout=PATIENCE)
     assert importing.returncode != 0
     assert [snapshot.kind for snapshot in containerd.kept()].count(SnapshotKind.ACTIVE) == 1
     containerd.start()
@@ -109,14 +109,13 @@ def dies(containerd: Containerd, order: str, action: Callable[[], object]) -> No
     """Let dmthin die at an edge within a call that an action brings about, and start it anew."""
     containerd.orders.write_text(order)
 
-    def died() -> bool:
+    def act() -> None:
         with suppress(Failed, grpc.RpcError):
             action()
-        with suppress(AssertionError):
-            until(lambda: not containerd.dmthin.runs, 20)
-        return not containerd.dmthin.runs
 
-    until(died)  # containerd's collector forgets what is removed while it runs: then it is asked again
+    act()
+    # containerd's collector forgets what is removed while it runs: then it is asked again.
+    until(lambda: not containerd.dmthin.runs, again=act)
     assert containerd.dmthin.end() == -signal.SIGKILL
     containerd.start()
 

@@ -4,7 +4,6 @@ import io
 import signal
 import subprocess
 import tarfile
-import time
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,7 @@ import pytest
 from dmthin.units import MIB
 from enginelib.daemons import SCRATCH, Failed, tar_of, traces
 from enginelib.docker import Docker
-from enginelib.waiting import until
+from enginelib.waiting import PATIENCE, until
 from tests.engine.docker.conftest import MINI
 
 FILES = 3000
@@ -22,10 +21,15 @@ def running(docker: Docker, name: str) -> bool:
     return docker("inspect", "-f", "{{.State.Running}}", name).strip() == "true"
 
 
-def workers(docker: Docker) -> list[str]:
+def workers() -> list[str]:
     """The processes that unpack layers."""
     done = subprocess.run(["pgrep", "-f", "dmthin.layers.worker"], capture_output=True, text=True)
     return done.stdout.split()
+
+
+def unpacks() -> bool:
+    """Whether a worker has unpacked the first file of `layer`; it is confined to the tree that it makes."""
+    return any(Path(f"/proc/{pid}/root/d0/f0").exists() for pid in workers())
 
 
 @pytest.fixture(scope="module")
@@ -40,12 +44,12 @@ def test_twenty_at_once(docker: Docker) -> None:
     names = [f"c{number}" for number in range(20)]
     starting = [docker.begin("run", "-d", "--net=none", "--name", name, MINI, "sleep", "1000") for name in names]
     for process in starting:
-        _, words = process.communicate(timeout=300)
+        _, words = process.communicate(timeout=PATIENCE)
         assert process.returncode == 0, words.decode()
     assert all(running(docker, name) for name in names)
     ending = [docker.begin("rm", "-f", name) for name in names]
     for process in ending:
-        _, words = process.communicate(timeout=300)
+        _, words = process.communicate(timeout=PATIENCE)
         assert process.returncode == 0, words.decode()
     with docker.store() as store:
         assert store.layers.mounted() == []
@@ -72,7 +76,7 @@ def test_dmthin_killed_while_containers_run(docker: Docker) -> None:
     root = Path("/proc", docker("inspect", "-f", "{{.State.Pid}}", "web").strip(), "root")
     docker.dmthin.end(signal.SIGKILL)
     (root / "srv/alive").unlink(missing_ok=True)
-    until((root / "srv/alive").exists, 20)
+    until((root / "srv/alive").exists)
     (root / "srv/on").write_text("on\n")
     docker.start()
     assert docker("exec", "web", "cat", "/srv/on") == "on\n"
@@ -88,18 +92,17 @@ def test_dmthin_killed_while_containers_run(docker: Docker) -> None:
 
 def test_dmthin_killed_in_the_middle_of_a_layer(docker: Docker, layer: Path) -> None:
     importing = docker.begin("import", str(layer), "killed")
-    until(lambda: workers(docker))
-    time.sleep(0.5)
+    until(unpacks)
     docker.dmthin.end(signal.SIGKILL)
-    until(lambda: not workers(docker), 10)
+    until(lambda: not workers())
     docker.start()
-    importing.communicate(timeout=300)
+    importing.communicate(timeout=PATIENCE)
     docker("import", str(layer), "whole")
     with tarfile.open(fileobj=io.BytesIO(_exported(docker, "whole"))) as tar:
         assert sum(member.isfile() for member in tar if "/f" in member.name) == FILES
     for name in ("whole", "killed"):
         docker.run("rmi", name)
-    until(lambda: not docker.unknown_volumes(), 60)
+    until(lambda: not docker.unknown_volumes())
 
 
 def _exported(docker: Docker, image: str) -> bytes:
@@ -127,7 +130,7 @@ def test_a_busy_container_is_removed_with_its_last_user(docker: Docker) -> None:
         holder.kill()
         holder.wait()
     with docker.store() as store:
-        until(lambda: not store.ledger.unfinished(), 30)
+        until(lambda: not store.ledger.unfinished())
 
 
 def test_a_full_pool_refuses_and_recovers(mini: bytes) -> None:
@@ -154,10 +157,11 @@ def test_a_full_pool_refuses_and_recovers(mini: bytes) -> None:
 def test_without_dmthin_docker_says_so_and_goes_on_with_it(docker: Docker) -> None:
     assert docker.dmthin.end() == 0
     assert not docker.plugin.exists()
+    words_before = len(docker.dockerd.log.read_bytes())
     creating = docker.begin("create", "--net=none", MINI, "true")  # dockerd tries again for a while
-    time.sleep(1)
+    until(lambda: b"retrying in" in docker.dockerd.log.read_bytes()[words_before:])
     docker.start()
-    _, words = creating.communicate(timeout=120)
+    _, words = creating.communicate(timeout=PATIENCE)
     assert creating.returncode == 0, words.decode()
 
 

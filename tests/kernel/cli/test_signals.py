@@ -8,7 +8,6 @@ import signal
 import subprocess
 import tarfile
 import threading
-import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,8 @@ import pytest
 
 from dmthin.kernel import mount
 from dmthin.store.store import Store
-from dmthin.units import MIB
-from enginelib.waiting import until
+from dmthin.units import KIB, MIB
+from enginelib.waiting import PATIENCE, until
 from tests.support.command import COMMAND, SMALL_OPTIONS, Command, picture
 
 
@@ -50,12 +49,20 @@ def test_a_signal_in_an_import_leaves_nothing(
     assert dmthin.ok("image", "ls", "-H", "-o", "name").out == "image\n"
 
 
+def is_pending(pid: int, number: signal.Signals) -> bool:
+    """Whether a process has not taken a signal yet that was sent to it (proc(5), ShdPnd)."""
+    with suppress(FileNotFoundError, ProcessLookupError):
+        words = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+        return bool(int(words["ShdPnd"], 16) >> (number - 1) & 1)
+    return False
+
+
 def test_impatience_leaves_no_traceback(store: Store, image: str) -> None:
     process = importing(store.layout.root)
     until(lambda: any(entry.target.startswith(f"{store.layout.work}/") for entry in mount.table()))
     for _ in range(5):
         process.send_signal(signal.SIGINT)
-        time.sleep(0.01)
+        until(lambda: process.poll() is not None or not is_pending(process.pid, signal.SIGINT))
     _, err = process.communicate()
     assert process.returncode in (130, -signal.SIGINT)  # the latter when all was done already
     assert b"Traceback" not in err
@@ -134,17 +141,19 @@ def test_progress_on_a_terminal_comes_late_and_goes(store: Store, image: str) ->
     process = importing(store.layout.root, stderr=behind)
     os.close(behind)
     assert process.stdin is not None
-    shown, deadline = b"", time.monotonic() + 30
+    shown = b""
     left = 96 * MIB
-    while left and time.monotonic() < deadline:
-        piece = min(left, MIB)
+    while left:  # little by little, until progress is shown, which it is after a while only
+        piece = min(left, 64 * KIB) if b"/s" not in shown else left
         process.stdin.write(bytes(piece))
+        process.stdin.flush()
         left -= piece
-        time.sleep(0.04)
+        if select.select([terminal], [], [], 0 if b"/s" in shown else 0.05)[0]:
+            shown += os.read(terminal, 4096)
     process.stdin.write(bytes(10240))
     process.stdin.close()
     with suppress(OSError):
-        while select.select([terminal], [], [], 60)[0] and (piece_shown := os.read(terminal, 4096)):
+        while select.select([terminal], [], [], PATIENCE)[0] and (piece_shown := os.read(terminal, 4096)):
             shown += piece_shown
     os.close(terminal)
     assert process.wait() == 0
