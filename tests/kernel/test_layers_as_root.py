@@ -11,14 +11,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from dmthin.errors import InvalidValue, NoDataSpace
+from dmthin.layers.compare import ChangeKind
 from dmthin.layers.entry import NO_DATA, Entry, EntryType
 from dmthin.layers.source import open_source
 from dmthin.layers.unpack import unpack
 from dmthin.layers.unpacker import Unpacker
+from tests.support.examples import examples
+from tests.support.pairs import pair_in
 from tests.support.tars import member, tar
 from tests.support.trees import CAPABILITY
 
@@ -108,7 +111,7 @@ recipes = st.lists(
 )
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck), phases=[Phase.generate])
+@settings(examples(usual=20, deep=400), phases=[Phase.generate])
 @given(recipes, modes, ids)
 def test_a_tree_of_all_that_root_can_make(disk: Path, recipe: list[Entry], mode: int, owner: int) -> None:
     """Made from entries, then read by the walker and by GNU tar, it comes out the same."""
@@ -272,3 +275,14 @@ def test_a_file_larger_than_the_file_system_can_hold(disk: Path, root: Path) -> 
     else:
         with pytest.raises(InvalidValue, match="cannot create the file f: File too large"):
             unpack(archive, root)
+
+
+def test_changed_owners_and_devices_are_changes(tmp_path: Path) -> None:
+    pair = pair_in(tmp_path)
+    for side, minor in ((pair.old, 1), (pair.new, 2)):
+        os.mknod(side / "n", 0o20644, os.makedev(240, minor))
+        os.utime(side / "n", ns=(0, 0))
+    os.chown(pair.new / "a", 5, 0)
+    os.chown(pair.new / "s", 0, 5, follow_symlinks=False)
+    os.chown(pair.new / "d", 5, 5)
+    assert pair.changes() == [(ChangeKind.MODIFIED, path) for path in ("a", "d", "n", "s")]

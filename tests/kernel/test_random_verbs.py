@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
@@ -15,6 +15,7 @@ from dmthin.store.state.model import Kind
 from dmthin.store.store import Store
 from dmthin.units import MIB
 from tests.support import processes
+from tests.support.examples import examples
 from tests.support.stores import check_store, with_store
 
 _NAMES = st.sampled_from(["a", "b", "c", "d", "e"])
@@ -192,14 +193,7 @@ def test_the_store_behaves_as_its_model(store: Store, tree: Path) -> None:
     machine = type("Machine", (StoreMachine,), {"root": root, "tree": tree})
     run_state_machine_as_test(
         machine,
-        settings=settings(
-            max_examples=12,
-            stateful_step_count=30,
-            deadline=None,
-            database=None,
-            suppress_health_check=list(HealthCheck),
-            print_blob=True,
-        ),
+        settings=settings(examples(usual=12, deep=200), stateful_step_count=30, database=None),
     )
     with Store(root) as now:
         check_store(now)

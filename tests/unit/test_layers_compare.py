@@ -15,59 +15,14 @@ from dmthin.layers.compare import ChangeKind, TreeChange, TreeComparer
 from dmthin.layers.entry import EntryType
 from dmthin.layers.same import same_time
 from dmthin.layers.xattrs import is_carried, portable
+from tests.support.pairs import Pair, pair_in
 
 ADDED, MODIFIED, DELETED = ChangeKind.ADDED, ChangeKind.MODIFIED, ChangeKind.DELETED
-Found = list[tuple[ChangeKind, str]]
-
-
-class Pair:
-    """A layer's tree that began as a copy of its parent's."""
-
-    def __init__(self, scratch: Path) -> None:
-        self.old, self.new = scratch / "old", scratch / "new"
-        self.old.mkdir()
-
-    def copy(self) -> None:
-        shutil.copytree(self.old, self.new, symlinks=True)
-        for folder, inner, files in os.walk(self.old):
-            for name in [*inner, *files, "."]:
-                info = os.lstat(os.path.join(folder, name))
-                there = os.path.join(self.new, os.path.relpath(folder, self.old), name)
-                os.utime(there, ns=(info.st_atime_ns, info.st_mtime_ns), follow_symlinks=False)
-
-    def compared(self, act: Callable[[TreeChange], None] = lambda change: None, **options: Any) -> list[TreeChange]:
-        new, old = os.open(self.new, os.O_PATH), os.open(self.old, os.O_PATH)
-        try:
-            found = []
-            for change in TreeComparer(new, old, "layer", **options):
-                found.append(change)
-                act(change)
-            return found
-        finally:
-            os.close(new)
-            os.close(old)
-
-    def changes(self) -> Found:
-        """All changes; asked for by name only, they are the same."""
-        found = [(change.kind, os.fsdecode(change.path)) for change in self.compared()]
-        assert [(change.kind, os.fsdecode(change.path)) for change in self.compared(read=False)] == found
-        return found
 
 
 @pytest.fixture
 def pair(tmp_path: Path) -> Pair:
-    made = Pair(tmp_path)
-    for name in ("a", "d/e/f", "d/e/g", "d/z", "k/l", "z"):
-        (made.old / name).parent.mkdir(parents=True, exist_ok=True)
-        (made.old / name).write_text(f"content of {name}")
-    (made.old / "s").symlink_to("target")
-    for path in made.old.rglob("*"):
-        os.utime(path, ns=(10**18, 10**18 + 7), follow_symlinks=False)
-    made.copy()
-    for side in (made.old, made.new):
-        os.mkfifo(side / "p")
-        os.utime(side / "p", ns=(10**18, 10**18))
-    return made
+    return pair_in(tmp_path)
 
 
 def test_a_copy_has_no_changes(pair: Pair) -> None:
@@ -183,17 +138,6 @@ def test_what_changes_a_name(pair: Pair, path: str, act: Callable[[Path], None])
 def test_what_does_not(pair: Pair, path: str, act: Callable[[Path], None]) -> None:
     act(pair.new / path)
     assert pair.changes() == []
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
-def test_owners_and_devices(pair: Pair) -> None:
-    for side, minor in ((pair.old, 1), (pair.new, 2)):
-        os.mknod(side / "n", 0o20644, os.makedev(240, minor))
-        os.utime(side / "n", ns=(0, 0))
-    os.chown(pair.new / "a", 5, 0)
-    os.chown(pair.new / "s", 0, 5, follow_symlinks=False)
-    os.chown(pair.new / "d", 5, 5)
-    assert pair.changes() == [(MODIFIED, path) for path in ("a", "d", "n", "s")]
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dmthin.errors import DmthinError, InvalidValue, NotPermitted
@@ -18,6 +18,7 @@ from dmthin.layers.removal import remove_tree
 from dmthin.layers.source import open_source
 from dmthin.layers.unpack import unpack
 from dmthin.layers.unpacker import Unpacker
+from tests.support.examples import examples
 from tests.support.tars import member, tar
 from tests.support.trees import snapshot
 
@@ -412,7 +413,7 @@ def _made(recipe: tuple[str, ...], outside: Path) -> tuple[tarfile.TarInfo, byte
             return hard(recipe[1], target)
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@examples(usual=75, deep=3000)
 @given(st.lists(_members, min_size=1, max_size=25))
 def test_any_order_of_entries_stays_inside(
     tmp_path_factory: pytest.TempPathFactory, recipes: list[tuple[str, ...]]

@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dmthin.layers.compare import TreeComparer
@@ -17,6 +17,7 @@ from dmthin.layers.stream import ByteStream, RawInput
 from dmthin.layers.tar import TarReader
 from dmthin.layers.tarwriter import TarWriter
 from dmthin.layers.unpacker import Unpacker
+from tests.support.examples import examples
 from tests.support.trees import build, seen, snapshot
 
 ROOT = os.geteuid() == 0
@@ -125,7 +126,7 @@ def apply(archive: bytes, root: str) -> int:
         return unpacker.bytes
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@examples(usual=40, deep=1500)
 @given(trees, changes)
 def test_a_diff_applied_to_a_copy_of_the_parent_makes_the_layer(tree: Any, actions: list[tuple[Any, ...]]) -> None:
     with tempfile.TemporaryDirectory() as scratch:

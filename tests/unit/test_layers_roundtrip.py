@@ -9,14 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dmthin.layers.source import open_source
 from dmthin.layers.unpack import Progress, unpack
+from tests.support.examples import examples
 from tests.support.trees import build, snapshot
-
-SETTINGS = settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
 
 
 def _is_name(name: bytes) -> bool:
@@ -68,7 +67,7 @@ def _python(tree: bytes, archive: Path) -> None:
         writer.add(os.fsdecode(tree), ".", filter=_with_exact_time(tree))
 
 
-@SETTINGS
+@examples(usual=25, deep=1000)
 @given(directories)
 def test_a_tree_survives_every_way_in(tree: Any) -> None:
     with tempfile.TemporaryDirectory() as scratch:
@@ -97,7 +96,7 @@ def test_a_tree_survives_every_way_in(tree: Any) -> None:
             assert done.entries == len(expected[whole]), way
 
 
-@SETTINGS
+@examples(usual=25, deep=1000)
 @given(directories)
 def test_our_reading_agrees_with_tarfile(tree: Any) -> None:
     """The standard library's reader is the oracle for what a header means."""

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import zstandard
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dmthin.errors import DmthinError, InvalidValue, NotFound, NotPermitted
@@ -24,6 +24,7 @@ from dmthin.layers.source import open_source
 from dmthin.layers.stream import ByteStream, RawInput
 from dmthin.layers.tar import MAX_EXTENSION
 from dmthin.layers.unpack import unpack
+from tests.support.examples import examples
 from tests.support.tars import everything, member, tar
 
 COMPRESSIONS: dict[str, Callable[[bytes], bytes]] = {
@@ -427,7 +428,7 @@ RICH = tar(
 ) + tar(member("g" * 150, b"z"), member("end", b"."), format=tarfile.GNU_FORMAT)
 
 
-@settings(max_examples=300, deadline=None)
+@examples(usual=75, deep=3000)
 @given(st.randoms(use_true_random=False), st.integers(1, 6), st.booleans())
 def test_fuzzed_headers_are_refused_or_harmless(
     tmp_path_factory: pytest.TempPathFactory, dice: random.Random, changes: int, mend: bool

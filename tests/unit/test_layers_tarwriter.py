@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dmthin.errors import InvalidValue, KernelError
@@ -16,6 +16,7 @@ from dmthin.layers.entry import Entry, EntryType
 from dmthin.layers.stream import ByteStream, RawInput
 from dmthin.layers.tar import MAX_ID, TarReader
 from dmthin.layers.tarwriter import FdWriter, TarWriter
+from tests.support.examples import examples
 from tests.support.tars import everything
 
 FILE, HARDLINK, SYMLINK = EntryType.FILE, EntryType.HARDLINK, EntryType.SYMLINK
@@ -71,13 +72,13 @@ def readable(entry: Entry) -> bool:
     return b"" not in parts[:-1] and b"." not in parts and b".." not in parts
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@examples(usual=60, deep=3000)
 @given(st.lists(entries(), max_size=4))
 def test_our_reader_gives_back_what_was_written(items: list[tuple[Entry, bytes]]) -> None:
     assert read(packed(*items)) == items
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
+@examples(usual=40, deep=2000)
 @given(st.lists(entries().filter(lambda item: readable(item[0])), max_size=4))
 def test_python_reads_it(items: list[tuple[Entry, bytes]]) -> None:
     with tarfile.open(fileobj=io.BytesIO(packed(*items)), encoding="utf-8", errors="surrogateescape") as archive:
@@ -95,7 +96,7 @@ def test_python_reads_it(items: list[tuple[Entry, bytes]]) -> None:
                 assert file.read() == data
 
 
-@settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck))
+@examples(usual=15, deep=500)
 @given(st.lists(entries().filter(lambda item: readable(item[0])), max_size=5))
 def test_gnu_tar_lists_it(items: list[tuple[Entry, bytes]]) -> None:
     told = subprocess.run(
