@@ -1,6 +1,5 @@
 """A real dm-thin kernel for every test here, clean before and clean after: `scripts/test --tier kernel` boots one."""
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -12,14 +11,6 @@ from dmthin.store.create import create_store
 from dmthin.store.store import Store
 from dmthin.store.volumes.background import Background
 from tests.support.stores import SMALL, kernel_state, scratch_folder, take_down
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Take every Nth test where several guests share them: DMTHIN_TEST_SHARE=2/3 is the second of three."""
-    number, _, guests = os.environ.get("DMTHIN_TEST_SHARE", "1/1").partition("/")
-    mine = items[int(number) - 1 :: int(guests)]
-    config.hook.pytest_deselected(items=[item for item in items if item not in mine])
-    items[:] = mine
 
 
 @pytest.fixture(scope="session", autouse=True)
