@@ -10,6 +10,7 @@ from pathlib import Path
 
 from dmthin.errors import DmthinError
 from dmthin.os_errors import DETACHED_MOUNT, explain
+from dmthin.steps import traced
 
 _OPEN_TREE, _FSOPEN, _FSCONFIG, _FSMOUNT = 428, 430, 431, 432
 _CLOEXEC = 1  # FSOPEN_, FSMOUNT_
@@ -29,6 +30,23 @@ def mount(source: str, fs_type: str, options: str = "") -> int:
     `options` are the file system's own, comma-separated. Raise NotPermitted, Unavailable (a kernel without fsopen), and
     KernelError with the file system's own words.
     """
+    with traced("mount detached", source):
+        return _mount(source, fs_type, options)
+
+
+def clone(place: Path) -> int:
+    """Return a descriptor of a detached copy of the mount at `place`, without the mounts below it.
+
+    Raise NotPermitted, Unavailable (a kernel without open_tree), KernelError.
+    """
+    with traced("clone mount", place):
+        root = _call(_OPEN_TREE, _AT_FDCWD, os.fsencode(place), _OPEN_TREE_CLONE | _OPEN_TREE_CLOEXEC)
+        if root < 0:
+            raise _failure(root, f"open the mount at {place}")
+        return root
+
+
+def _mount(source: str, fs_type: str, options: str) -> int:
     context = _call(_FSOPEN, os.fsencode(fs_type), _CLOEXEC)
     if context < 0:
         raise _failure(context, f"mount a file system of the type {fs_type}")
@@ -51,17 +69,6 @@ def mount(source: str, fs_type: str, options: str = "") -> int:
         return root
     finally:
         os.close(context)
-
-
-def clone(place: Path) -> int:
-    """Return a descriptor of a detached copy of the mount at `place`, without the mounts below it.
-
-    Raise NotPermitted, Unavailable (a kernel without open_tree), KernelError.
-    """
-    root = _call(_OPEN_TREE, _AT_FDCWD, os.fsencode(place), _OPEN_TREE_CLONE | _OPEN_TREE_CLOEXEC)
-    if root < 0:
-        raise _failure(root, f"open the mount at {place}")
-    return root
 
 
 def _call(number: int, *arguments: int | bytes) -> int:

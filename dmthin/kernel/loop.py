@@ -111,7 +111,7 @@ class LoopDevice:
         """
         with step("loop detach", self.node):
             with _open(self.index) as fd:
-                if _backing(fd) != (self.backing_dev, self.backing_inode):
+                if _backing(fd, self.index) != (self.backing_dev, self.backing_inode):
                     return
                 try:
                     ioctl(fd, _CLR_FD, 0, "LOOP_CLR_FD", self.node)
@@ -129,7 +129,7 @@ class LoopDevice:
         if _attribute(self.index, "loop/backing_file") is None:
             return False
         with _open(self.index) as fd:
-            return _backing(fd) == (self.backing_dev, self.backing_inode)
+            return _backing(fd, self.index) == (self.backing_dev, self.backing_inode)
 
 
 def find(path: Path) -> LoopDevice | None:
@@ -144,7 +144,7 @@ def find(path: Path) -> LoopDevice | None:
     for index in bound():
         try:
             with _open(index) as fd:
-                identity = _backing(fd)
+                identity = _backing(fd, index)
         except (NotFound, Unavailable):
             continue
         if identity == (wanted.st_dev, wanted.st_ino):
@@ -160,7 +160,7 @@ def is_at(path: Path, number: str) -> bool:
     try:
         wanted = path.stat()
         with _open(minor) as fd:
-            return _backing(fd) == (wanted.st_dev, wanted.st_ino)
+            return _backing(fd, minor) == (wanted.st_dev, wanted.st_ino)
     except (FileNotFoundError, NotFound, Unavailable):
         return False
 
@@ -234,13 +234,13 @@ def _pack_info(flags: int, name: str) -> bytes:
     return _INFO.pack(_Info(flags=flags, file_name=os.fsencode(name)[: _NAME_SIZE - 1]))
 
 
-def _backing(fd: int) -> tuple[int, int] | None:
+def _backing(fd: int, index: int) -> tuple[int, int] | None:
     """Return the device and inode number of the bound file, None if the device is not bound.
 
     GET_STATUS64 encodes the device as huge_encode_dev does, which is how `st_dev` is encoded.
     """
     try:
-        info = _INFO.unpack(ioctl(fd, _GET_STATUS64, bytes(_INFO.size), "LOOP_GET_STATUS64"))
+        info = _INFO.unpack(ioctl(fd, _GET_STATUS64, bytes(_INFO.size), "LOOP_GET_STATUS64", f"loop{index}"))
     except OSError as error:
         if error.errno == errno.ENXIO:
             return None
