@@ -89,11 +89,11 @@ def test_every_byte_comes_in_order(tmp_path: Path, lengths: list[int]) -> None:
 def test_small_chunks_are_taken_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Those that come while the reader pauses are one piece."""
     batches = [chunks(iter([100] * 100), seed) for seed in range(20)]
-    begins, reads, sent = RequestBody.begins, threading.Semaphore(0), threading.Semaphore(0)
+    has_data, reads, sent = RequestBody.has_data, threading.Semaphore(0), threading.Semaphore(0)
     pauses: list[float] = []
 
     async def has_begun(body: RequestBody) -> bool:
-        begun = await begins(body)
+        begun = await has_data(body)
         reads.release()
         return begun
 
@@ -112,7 +112,7 @@ def test_small_chunks_are_taken_together(tmp_path: Path, monkeypatch: pytest.Mon
                 connection.sendall(framed(chunk))
             sent.release()
 
-    monkeypatch.setattr(RequestBody, "begins", has_begun)
+    monkeypatch.setattr(RequestBody, "has_data", has_begun)
     monkeypatch.setattr(streams, "asyncio", SimpleNamespace(sleep=pause))
     pieces = received(tmp_path / "socket", send)
     assert pieces == [b"the head", b"the first", *map(b"".join, batches)]
