@@ -47,6 +47,9 @@ examples:
 exit status: 0 if everything passed, 1 if something failed, 2 for a usage error, 5 if no test was selected, 128+n if
 signal n ended it."""
 _WITH_EXPRESSION = ("-k", "-m")
+_MODULES_OF_A_PROCESS = 4
+"""Fewer unit tests than these modules hold are not worth another process on the host."""
+
 _GUEST: tuple[str, ...] = ()
 _ENGINE_GUEST = ("--udev", "--memory", "4G")
 
@@ -180,7 +183,8 @@ def _lanes(tier: str, selection: Selection, jobs: int) -> list[Lane]:
 
 
 def _sharing(name: str, selection: Selection, place: Place, guest: Sequence[str] | None, jobs: int) -> list[Lane]:
-    count = min(jobs, len(selection.modules(place)))
+    modules = len(selection.modules(place))
+    count = min(jobs, modules if guest is not None else -(-modules // _MODULES_OF_A_PROCESS))
     step = Step(name, selection.words[place], guest)
     names = [name] if count == 1 else [f"{name} {number}/{count}" for number in range(1, count + 1)]
     say(f"{name}, {count} side by side" if count > 1 else name)

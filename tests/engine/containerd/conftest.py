@@ -1,4 +1,4 @@
-"""A containerd for all tests of a run, with an image of three layers; in the end nothing is left of it."""
+"""A containerd for all tests of this folder, with an image of three layers; in the end nothing is left of it."""
 
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -17,13 +17,13 @@ from tests.support.stores import check_store, kernel_state
 IMAGE = "docker.io/library/layered:1"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def mini(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """A tar of a small root file system."""
     return mini_rootfs(tmp_path_factory.mktemp("mini"))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def layers(mini: bytes) -> list[bytes]:
     """Three layers: the upper two add, change and remove what is below."""
     second = {
@@ -45,16 +45,16 @@ def layers(mini: bytes) -> list[bytes]:
     return [mini, tar_of(second), tar_of(third)]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def chain(layers: list[bytes]) -> list[str]:
     """The names of the image's snapshots, the lowest first."""
     return chain_ids(layers)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def the_containerd(layers: list[bytes]) -> Iterator[Containerd]:
     before = kernel_state()
-    containerd = Containerd(SCRATCH / "engine")
+    containerd = Containerd(SCRATCH / "engine-containerd")
     create_store(containerd.stores[SMALL], SMALL_STORE).close()
     containerd.write_config()
     containerd.start()

@@ -1,4 +1,4 @@
-"""A dockerd for all tests of a run, with a small image; in the end nothing is left of it."""
+"""A dockerd for all tests of this folder, with a small image; in the end nothing is left of it."""
 
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -12,15 +12,15 @@ SMALL = ("dm.loopdatasize=8G", "dm.loopmetadatasize=64M", "dm.basesize=512M")
 MINI = "mini"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def mini(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """A tar of a small root file system."""
     return mini_rootfs(tmp_path_factory.mktemp("mini"))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def the_docker(mini: bytes) -> Iterator[Docker]:
-    docker = Docker(SCRATCH / "engine", "dmthin", *SMALL)
+    docker = Docker(SCRATCH / "engine-docker", "dmthin", *SMALL)
     docker.start()
     docker("import", "-", MINI, stdin=mini)
     yield docker
