@@ -70,8 +70,8 @@ def exists(dm: DeviceMapper, name: str) -> bool:
 
 
 def dmsetup(*words: str) -> list[str]:
-    """The lines that the program dmsetup prints."""
-    return process.run("dmsetup", *words).stdout.splitlines()
+    """The lines that the program dmsetup prints, without blanks at their ends."""
+    return [line.rstrip() for line in process.run("dmsetup", *words).stdout.splitlines()]
 
 
 # --- versions -------------------------------------------------------------------------------------------------------

@@ -175,7 +175,7 @@ def test_a_disk_that_is_not_there_after_a_reboot(
     reboot(store)
     link.unlink()
     monkeypatch.setattr("dmthin.pool.backing._DEVICE_WAIT_SECONDS", 0.1)
-    with pytest.raises(Unavailable, match="did not come"):
+    with pytest.raises(Unavailable, match="did not appear"):
         store.pool.activate()
     link.symlink_to(other)
     with pytest.raises(DmthinError, match="holds no thin-pool metadata"):

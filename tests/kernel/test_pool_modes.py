@@ -364,7 +364,7 @@ def test_a_pool_that_was_asked_to_be_read_only(dm: IoctlDeviceMapper, scratch: P
 def test_what_is_no_pool(dm: IoctlDeviceMapper, scratch: Path) -> None:
     with rigs.pool(dm, scratch) as rig:
         wrong = ThinPool(rig.data.name, "", dm, dm)
-        with pytest.raises(KernelError, match="is: linear"):
+        with pytest.raises(KernelError, match="found: linear"):
             wrong.status()
         missing = ThinPool("rig-missing", "", dm, dm)
         assert (missing.info(), missing.is_active()) == (None, False)

@@ -129,7 +129,7 @@ def test_devices_that_are_not_there_after_a_reboot(scratch: Path, make_disk: Mak
     reboot(store)
     dm.remove(data.name)
     monkeypatch.setattr("dmthin.pool.backing._DEVICE_WAIT_SECONDS", 0.1)
-    with pytest.raises(Unavailable, match="did not come"):
+    with pytest.raises(Unavailable, match="did not appear"):
         store.pool.activate()
     dm.create(data.name, table=data.table())
     again(store, oracle)

@@ -105,7 +105,7 @@ def test_programs_and_steps_are_objects_in_json(dmthin: Command, image: str) -> 
 
 def test_nothing_is_traced_unless_it_is_asked_for(dmthin: Command, image: str) -> None:
     dmthin.ok("-vv", "container", "create", image, "web")
-    assert dmthin.ok("container", "create", image, "other").err == ""
+    assert trace(dmthin.ok("container", "create", image, "other")) == ["created other: 256M, a snapshot of image"]
 
 
 @pytest.fixture
