@@ -48,7 +48,7 @@ def status(call: Call) -> None:
 
 
 def extend(call: Call) -> None:
-    """Extend data, metadata or both."""
+    """Extend data, metadata or both. Raise InvalidValue, Unavailable, and what the extension raises."""
     data = _request(call.arguments.data_size, "--data-size")
     meta = _request(call.arguments.metadata_size, "--metadata-size")
     with call.store() as store:
@@ -77,7 +77,10 @@ def extend(call: Call) -> None:
 
 
 def trim(call: Call) -> None:
-    """Discard the pool's free blocks, to return their space to the host; print the bytes reclaimed."""
+    """Discard the pool's free blocks, to return their space to the host; print the bytes reclaimed.
+
+    Raise InvalidValue for a dry run, and what `Pool.trim` raises.
+    """
     from dmthin.cli.progress import line_on_terminal
 
     if call.options.dry_run:

@@ -66,6 +66,7 @@ def command(name: str) -> Callable[[Call], None]:
 
 
 def _require_place_for_size(options: GlobalOptions, *, takes_size: bool) -> None:
+    """Raise InvalidValue for a --storage-opt size= of a command that does not take it."""
     if options.volume_options and not takes_size:
         raise InvalidValue(
             "the storage option size is valid for image import and container create only",

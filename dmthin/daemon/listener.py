@@ -34,6 +34,7 @@ class Listener:
 
 
 def _listen(path: Path) -> socket.socket:
+    """Return a new listening socket. Raise what Listener does."""
     if len(os.fsencode(path)) > _MAX_PATH:
         raise InvalidValue(f"the socket path {path} is longer than {_MAX_PATH} bytes", hint="choose a shorter one")
     try:

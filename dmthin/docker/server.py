@@ -150,6 +150,7 @@ class DockerFrontEnd:
         return {}
 
     async def _apply_diff(self, request: web.Request) -> web.StreamResponse:
+        """Unpack the body over a layer. Raise InvalidValue for an empty body, and what the worker reports."""
         body = streams.RequestBody(request.content, request.transport)
         try:
             layer = check_id(request.query.get("id", ""))
@@ -262,7 +263,7 @@ async def _streamed(request: web.Request, source: AsyncGenerator[bytes, None], c
             if request.transport is not None:
                 request.transport.abort()
         except ConnectionError:
-            # Go's JSON decoder closes the connection before it has read the end of the body.
+            # dockerd closes the connection once its JSON decoder has the object, which may be before the body's end.
             logger.debug("%s: connection closed by dockerd", request.path.removeprefix("/"))
         return response
 

@@ -54,6 +54,7 @@ class AttributeSetter:
         os.utime(name, ns=(entry.mtime_ns, entry.mtime_ns), dir_fd=parent_fd, follow_symlinks=False)
 
     def _xattrs(self, entry: Entry, target: int | bytes) -> None:
+        """Set the extended attributes of an entry. Raise InvalidValue, Unavailable, OSError."""
         for name, value in entry.xattrs.items():
             raw = name.encode("utf-8", "surrogateescape")
             what = f"the attribute {shown(raw)} of {shown(entry.path)}"

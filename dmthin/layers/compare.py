@@ -121,7 +121,10 @@ class TreeComparer:
                         self._old = ascend(self._old, levels[-1].old)
 
     def _compare(self, level: _DirectoryPair) -> Iterator[TreeChange]:
-        """Yield the changes in a directory until its end, or until a subdirectory was entered, which comes first."""
+        """Yield the changes in a directory until its end, or until a subdirectory was entered, which comes first.
+
+        Raise InvalidValue for a path that is too long, and OSError.
+        """
         new_fd, old_fd, names, lstat = self._new, self._old, level.names, os.lstat
         new: os.stat_result | None
         old: os.stat_result | None = None

@@ -127,7 +127,7 @@ class ConfinedTree:
     def evict(self, keep: OpenDirectory | None = None) -> None:
         """Restore the times of all directories but the root and `keep`, and close them.
 
-        Needed before a change that can make paths resolve to other directories.
+        Needed before a change that can make paths resolve to other directories. Raise OSError, once all are closed.
         """
         staying = {self._root.identity: self._root} if self._by_path else {}
         going = self._by_inode

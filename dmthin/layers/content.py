@@ -53,6 +53,7 @@ def write_sparse(fd: int, data: Reader, at: int, length: int) -> int:
 
 
 def _read(data: Reader, left: int) -> bytes:
+    """Return the next piece of at most `left` bytes. Raise TruncatedData at the end."""
     piece = data.read(min(left, CHUNK))
     if not piece:
         raise TruncatedData("the data is shorter than its size")

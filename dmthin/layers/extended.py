@@ -39,6 +39,7 @@ class Extended:
                 self._record(key, value)
 
     def _record(self, key: bytes, value: bytes) -> None:
+        """Add one PAX record. Raise Malformed for an extended attribute without a valid name."""
         if key.startswith(_XATTR):
             # GNU tar writes `=` in a name as %3D, hence % as %25 (xheader.c, xattr_encode_keyword).
             name = key[len(_XATTR) :].replace(b"%3D", b"=").replace(b"%25", b"%")

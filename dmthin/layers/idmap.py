@@ -72,6 +72,7 @@ class Owners:
         return self._mapped(entry, self.users.to_container, self.groups.to_container)
 
     def _mapped(self, entry: Entry, user: Callable[[int], int | None], group: Callable[[int], int | None]) -> Entry:
+        """Return the entry with its owner and the owners in its access control lists mapped. Raise Unmapped."""
         # A hard link has no owner of its own; the fields of its header are meaningless.
         if entry.type is EntryType.HARDLINK or not (self.users.ranges or self.groups.ranges):
             return entry

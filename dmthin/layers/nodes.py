@@ -69,6 +69,7 @@ class NodeReader:
         self.remember(info, path)
 
     def _file(self, fd: int, name: bytes, path: bytes, info: os.stat_result) -> Iterator[tuple[Entry, Reader]]:
+        """Yield the entry of a regular file. Raise OSError, ESTALE if it is no longer the inode of `info`."""
         file = open_file(fd, name)
         try:
             opened = os.fstat(file)
@@ -123,6 +124,7 @@ class _FileData:
         self._shrank = False
 
     def read(self, limit: int, /) -> bytes:
+        """Return 1 to `limit` bytes, `b""` at the end. Raise what `read_error` and `report_shrunk` do."""
         if not self._left:
             self._at, self._left = next(self._segments, (0, 0))
             if not self._left:

@@ -46,6 +46,7 @@ class NodeWriter:
         }
 
     def _file(self, entry: Entry, parent: OpenDirectory, name: bytes, data: Reader) -> None:
+        """Create a regular file. Raise InvalidValue for data that is shorter than the size."""
         fd = os.open(name, _NEW_FILE, 0o600, dir_fd=parent.fd)
         try:
             try:
@@ -72,6 +73,7 @@ class NodeWriter:
                 write_all(fd, data, offset, length)
 
     def _symlink(self, entry: Entry, parent: OpenDirectory, name: bytes, data: Reader) -> None:
+        """Create a symbolic link. Raise InvalidValue for an empty target, or one with a NUL."""
         if not entry.link or b"\0" in entry.link:
             raise self._invalid(f"the symbolic link {shown(entry.path)} has an invalid target")
         os.symlink(entry.link, name, dir_fd=parent.fd)
@@ -82,7 +84,10 @@ class NodeWriter:
         self._attributes.set_on_name(entry, parent.fd, name, inherited=parent.has_default_acl)
 
     def _hardlink(self, entry: Entry, parent: OpenDirectory, name: bytes, data: Reader) -> None:
-        """Link to a file, device, fifo or symbolic link below the root, whose attributes stay as they are."""
+        """Link to a file, device, fifo or symbolic link below the root, whose attributes stay as they are.
+
+        Raise InvalidValue if the target is missing, a directory or the root.
+        """
         if len(entry.link) > MAX_PATH or b"\0" in entry.link:
             raise self._invalid(f"the hard link {shown(entry.path)} has an invalid target")
         target_parent, target = split(entry.link)

@@ -64,6 +64,7 @@ def _owners_differ(new: os.stat_result, old: os.stat_result) -> bool:
 
 
 def _same_content(new_parent: int, old_parent: int, name: bytes, new: os.stat_result, old: os.stat_result) -> bool:
+    """Return whether two files have the same content. Raise OSError, ESTALE if the new one was replaced."""
     new_fd = open_file(new_parent, name)
     try:
         if identity(os.fstat(new_fd)) != identity(new):

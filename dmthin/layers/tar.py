@@ -56,7 +56,10 @@ _TYPES = {
 
 
 class _MemberData:
-    """The data of one member. `skip` passes over what has not been read."""
+    """The data of one member. `skip` passes over what has not been read.
+
+    Both methods raise InvalidValue if the archive ends within the data.
+    """
 
     __slots__ = ("_archive", "_left", "_name", "_stream")
 
@@ -247,6 +250,7 @@ class TarReader:
 
 
 def _device(header: TarHeader) -> int:
+    """Return the os.makedev() number of a device. Raise Malformed for more than the kernel's 12 and 20 bits."""
     if not (0 <= header.major <= _MAX_MAJOR and 0 <= header.minor <= _MAX_MINOR):
         raise Malformed(f"{shown(header.name)} has the invalid device number {header.major}:{header.minor}")
     return os.makedev(header.major, header.minor)

@@ -101,6 +101,7 @@ class TarWriter:
         self._write(bytes(2 * BLOCK))
 
     def _data(self, entry: Entry, data: Reader, size: int) -> None:
+        """Write the data of a file, its holes as zeros, and the padding. Raise InvalidValue if it is too short."""
         at = 0
         for offset, length in ((0, size),) if entry.segments is None else entry.segments:
             self._zeros(offset - at)

@@ -169,6 +169,7 @@ class Unpacker:
             self._created.add(parent.identity[1], name)
 
     def _parent(self, entry: Entry, path: bytes) -> OpenDirectory:
+        """Return the directory at a normalized `path`, created if it is missing. Raise InvalidValue, OSError."""
         try:
             return self._tree.directory(path)
         except FileNotFoundError:

@@ -138,6 +138,7 @@ def _comparer(job: Job, *, read: bool) -> TreeComparer:
 
 
 def _diff(job: Job) -> int:
+    """Write the changes as a tar, and return its size. Raise InvalidValue for an owner that is not in the id map."""
     owners = _owners(job)
     output = FdWriter(1)
     writer = TarWriter(output)
