@@ -1,4 +1,4 @@
-"""The options that every command takes, wherever on the line they stand."""
+"""The global options, which every command takes, at any position of the command line."""
 
 import math
 import os
@@ -24,11 +24,11 @@ _VALUED = ("--root", "--storage-opt", _LOCK_TIMEOUT)
 _NO_LIMIT = "none"
 _SECONDS = re.compile(r"[0-9]+(\.[0-9]+)?")
 _CLUSTER = re.compile(r"-[vqyHp]{2,}")
-"""Letters that take no value, the global ones among them, written as one: -qH."""
+"""Several short options without values, global ones among them, in one argument: -qH."""
 
 
 class UsageError(InvalidValue):
-    """The command line itself is wrong; `usage` is how it should look."""
+    """An invalid command line. `usage` is the usage of the command."""
 
     def __init__(self, message: str, *, usage: str = "", hint: str = "") -> None:
         super().__init__(message, hint=hint)
@@ -37,10 +37,10 @@ class UsageError(InvalidValue):
 
 @dataclass(frozen=True, slots=True)
 class GlobalOptions:
-    """What was given for every command. `store_options` are Docker's dm.*, `volume_options` those of one volume.
+    """The values of the global options. `store_options` are Docker's dm.*, `volume_options` those of one volume.
 
-    `verbose` is how often -v was given. `lock_timeout` is in seconds, `math.inf` for no limit; None if it was given
-    neither by the option nor by the environment.
+    `verbose` is the number of -v. `lock_timeout` is in seconds, `math.inf` for no limit; None if neither the option nor
+    the environment variable is set.
     """
 
     root: Path
@@ -55,7 +55,7 @@ class GlobalOptions:
 
 
 def default_root() -> Path:
-    """$DMTHIN_ROOT, else the usual place."""
+    """Return $DMTHIN_ROOT, or the default if it is unset or empty."""
     return Path(os.environ.get("DMTHIN_ROOT") or _DEFAULT_ROOT)
 
 
@@ -69,7 +69,7 @@ def parse_lock_timeout(text: str, what: str) -> float:
 
 
 def split_globals(arguments: Sequence[str]) -> tuple[GlobalOptions, list[str]]:
-    """Return the global options, up to a `--`, and the other arguments in their order. Raise UsageError."""
+    """Return the global options before a `--`, and the remaining arguments in their order. Raise UsageError."""
     flags: dict[str, bool] = {}
     verbose = 0
     values: dict[str, list[str]] = {name: [] for name in _VALUED}
@@ -106,7 +106,7 @@ def split_globals(arguments: Sequence[str]) -> tuple[GlobalOptions, list[str]]:
 
 
 def _without_clusters(arguments: Sequence[str]) -> Iterator[str]:
-    """Yield the arguments, each letter of a cluster of them by itself."""
+    """Yield the arguments, with clusters of short options split up, to find the global ones among them."""
     left = iter(arguments)
     for argument in left:
         if argument == "--":

@@ -73,7 +73,7 @@ class Output:
             self._words("warning", text)
 
     def log(self, text: str) -> None:
-        """Tell what happens inside, for -v."""
+        """Print a record of the log, for -v."""
         self._words("log", text)
 
     def error(self, error: DmthinError) -> None:

@@ -173,12 +173,16 @@ def _size(labels: Mapping[str, str]) -> int | None:
         if (text := labels.get(label)) is None:
             continue
         if label == MAX_SIZE and not text.isdecimal():
-            raise InvalidValue(f"the label {label}={text!r} is not a number of bytes")
+            raise InvalidValue(
+                f"the label {label}={text!r} is not a number of bytes", hint=f"use digits only, or {OWN_SIZE}=20G"
+            )
         try:
             size = parse_size(text)
         except InvalidValue as error:
             raise InvalidValue(f"the label {label}={text!r}: {error}") from None
         if size <= 0:
-            raise InvalidValue(f"the label {label}={text!r} is not a positive size")
+            raise InvalidValue(
+                f"the label {label}={text!r} is not a positive size", hint="omit it for the default size"
+            )
         return size
     return None
