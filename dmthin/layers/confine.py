@@ -9,7 +9,7 @@ import os
 import stat
 
 from dmthin.kernel.openat import DIRECTORY, open_below, open_entry
-from dmthin.layers.removal import KeepPredicate, remove_tree, scan
+from dmthin.layers.tree_removal import KeepPredicate, remove_tree, scan
 
 _CACHED = 64
 """Directories kept open, each with its descriptor."""

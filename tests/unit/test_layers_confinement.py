@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from dmthin.errors import DmthinError, InvalidValue, NotPermitted
 from dmthin.layers.confine import split
 from dmthin.layers.entry import Entry, EntryType, Reader
-from dmthin.layers.removal import remove_tree
 from dmthin.layers.source import open_source
+from dmthin.layers.tree_removal import remove_tree
 from dmthin.layers.unpack import unpack
 from dmthin.layers.unpacker import Unpacker
 from tests.support.examples import examples

@@ -11,8 +11,8 @@ import pytest
 
 from dmthin.errors import InvalidValue, NotPermitted
 from dmthin.layers.entry import Entry, EntryType, Reader
-from dmthin.layers.removal import remove_tree
 from dmthin.layers.source import open_source
+from dmthin.layers.tree_removal import remove_tree
 
 
 @contextmanager
