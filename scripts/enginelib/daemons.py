@@ -3,7 +3,6 @@
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import tarfile
 from io import BytesIO
@@ -55,12 +54,6 @@ class Daemon:
     @property
     def runs(self) -> bool:
         return self._process is not None and self._process.poll() is None
-
-
-def listens(path: Path) -> bool:
-    """Whether somebody accepts connections at a socket."""
-    with socket.socket(socket.AF_UNIX) as trial:
-        return trial.connect_ex(str(path)) == 0
 
 
 def last_words(*daemons: Daemon) -> str:

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from dmthin.store.store import Store
-from enginelib.daemons import PATH, Daemon, Failed, last_words, listens
-from enginelib.waiting import PATIENCE, until
+from enginelib.daemons import PATH, Daemon, Failed, last_words
+from enginelib.waiting import PATIENCE, listens, until
 
 PLUGINS = Path("/run/docker/plugins")
 BUILT_IN = frozenset({"devicemapper", "overlay2", "vfs"})

@@ -1,7 +1,9 @@
 """Waiting for a state that takes a moment to come about, however slow the machine is."""
 
+import socket
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 PATIENCE = 300.0
 """Seconds after which something that takes a few counts as hung."""
@@ -23,3 +25,9 @@ def until(condition: Callable[[], object], *, again: Callable[[], object] | None
         polls += 1
         if again is not None and polls % _POLLS_BEFORE_AGAIN == 0:
             again()
+
+
+def listens(path: Path) -> bool:
+    """Whether a process accepts connections at a socket: a while after the socket's file is there."""
+    with socket.socket(socket.AF_UNIX) as trial:
+        return trial.connect_ex(str(path)) == 0

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from dmthin.store.state.model import Snapshot
 from dmthin.store.store import Store
-from enginelib.daemons import PATH, Daemon, Failed, last_words, listens
+from enginelib.daemons import PATH, Daemon, Failed, last_words
 from enginelib.snapshots import Snapshots
-from enginelib.waiting import until
+from enginelib.waiting import listens, until
 
 DMTHIN = "dmthin"
 LARGE = "large"

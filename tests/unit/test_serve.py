@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from enginelib.waiting import PATIENCE, until
+from enginelib.waiting import PATIENCE, listens, until
 
 Start = Callable[..., "subprocess.Popen[str]"]
 
@@ -62,7 +62,7 @@ def activate(path: Path) -> int:
 def test_it_serves_until_a_signal(start: Start, tmp_path: Path, number: int) -> None:
     path = tmp_path / "plugins" / "dmthin.sock"
     process = start("--docker", str(path))
-    until(path.exists)
+    until(lambda: listens(path))
     assert activate(path) == 200
     process.send_signal(number)
     assert process.wait(PATIENCE) == 0
@@ -105,7 +105,7 @@ def test_a_passed_socket_is_served_and_stays(tmp_path: Path) -> None:
 def test_a_second_one_on_the_same_socket_is_refused(start: Start, tmp_path: Path) -> None:
     path = tmp_path / "s"
     start("--docker", str(path))
-    until(path.exists)
+    until(lambda: listens(path))
     assert activate(path) == 200
     second = start("--docker", str(path))
     assert second.wait(PATIENCE) == 4
@@ -117,7 +117,7 @@ def test_a_second_one_on_the_same_socket_is_refused(start: Start, tmp_path: Path
 def test_one_that_was_killed_is_followed_by_another(start: Start, tmp_path: Path) -> None:
     path = tmp_path / "s"
     first = start("--docker", str(path))
-    until(path.exists)
+    until(lambda: listens(path))
     first.kill()
     first.wait()
     assert path.exists()
@@ -139,7 +139,7 @@ def test_an_idle_connection_does_not_hold_up_the_end(start: Start, tmp_path: Pat
     )
     path = tmp_path / "s"
     process = start("--docker", str(path), program=("-c", code))
-    until(path.exists)
+    until(lambda: listens(path))
     with socket.socket(socket.AF_UNIX) as idle:
         idle.connect(str(path))
         idle.sendall(b"POST /Plugin.Activate HTTP/1.1\r\nHost:\r\nContent-Length: 0\r\n\r\n")
@@ -151,7 +151,7 @@ def test_an_idle_connection_does_not_hold_up_the_end(start: Start, tmp_path: Pat
 def test_a_call_before_init_says_what_to_do(start: Start, tmp_path: Path) -> None:
     path = tmp_path / "s"
     start("--docker", str(path))
-    until(path.exists)
+    until(lambda: listens(path))
     results: list[bytes] = []
 
     def call() -> None:

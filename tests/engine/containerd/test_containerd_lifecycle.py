@@ -13,9 +13,9 @@ import pytest
 
 from dmthin.store.state.model import SnapshotKind
 from dmthin.units import MIB
-from enginelib.daemons import Failed, listens, tar_of
+from enginelib.daemons import Failed, tar_of
 from enginelib.snapshots import Snapshots
-from enginelib.waiting import PATIENCE, until
+from enginelib.waiting import PATIENCE, listens, until
 from tests.engine.containerd.conftest import IMAGE
 from tests.support.archives import oci_archive
 from tests.support.containerd import DMTHIN, ROOTED, Containerd

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from dmthin.kernel import mount
-from enginelib.daemons import SCRATCH, listens, tar_of, traces
+from enginelib.daemons import SCRATCH, tar_of, traces
 from enginelib.docker import Docker, Plugin
-from enginelib.waiting import until
+from enginelib.waiting import listens, until
 from tests.engine.docker.conftest import SMALL
 from tests.support.threads import in_threads
 
@@ -31,7 +31,7 @@ def served() -> Iterator[Docker]:
 @pytest.fixture
 def plugin(served: Docker) -> Iterator[Plugin]:
     """A connection after Init; everything is removed in the end."""
-    until(served.plugin.exists)
+    until(lambda: listens(served.plugin))
     connection = Plugin(served.plugin)
     assert json.loads(connection.raw("Plugin.Activate", b"")[1]) == {"Implements": ["GraphDriver"]}
     connection.ok("Init", Home=str(served.home), Opts=list(SMALL))
