@@ -6,15 +6,12 @@ They hold between threads as between processes, and end with the last descriptor
 import errno
 import fcntl
 import os
-import threading
 from collections.abc import Iterator
-from contextlib import suppress
 from typing import Annotated, NamedTuple
 
 from dmthin.kernel.cstruct import S32, CStruct
 
 _F_OFD_SETLK = 37
-_F_OFD_SETLKW = 38
 _OFD_LOCK = "OFDLCK"
 
 
@@ -59,84 +56,21 @@ def unlock(fd: int, byte: int = 0, length: int = 0) -> None:
     fcntl.fcntl(fd, _F_OFD_SETLK, _FLOCK.pack(_Flock(fcntl.F_UNLCK, os.SEEK_SET, byte, length)))
 
 
-def lock(fd: int, byte: int, *, shared: bool = False) -> None:
-    """Lock one byte of an open file, as `try_lock`, but wait for it without a limit. Raise OSError."""
-    kind = fcntl.F_RDLCK if shared else fcntl.F_WRLCK
-    fcntl.fcntl(fd, _F_OFD_SETLKW, _FLOCK.pack(_Flock(kind, os.SEEK_SET, byte, 1)))
-
-
-class PendingLock:
-    """A lock on a byte of an open file for which a thread waits in the kernel, so that the caller can stop waiting.
-
-    F_OFD_SETLKW takes no time limit, and only a signal ends it, to which Python lets no thread but the main one react.
-    Polling with F_OFD_SETLK would hardly ever meet a lock that another process releases and takes again at short
-    intervals; a blocked thread is woken by the kernel at each release.
-    """
-
-    def __init__(self, fd: int, byte: int, *, shared: bool) -> None:
-        """Begin to wait. The open file `fd` belongs to this object, from the success of `wait` on to the caller."""
-        self.fd = fd
-        self._byte = byte
-        self._shared = shared
-        self._is_wanted = True
-        self._changing = threading.Lock()
-        self._ended = threading.Event()
-        self._failure: OSError | None = None
-        threading.Thread(target=self._run, name="lock", daemon=True).start()
-
-    @property
-    def has_ended(self) -> bool:
-        """Whether the thread waits no more."""
-        return self._ended.is_set()
-
-    def wait(self, seconds: float) -> bool:
-        """Return True once the lock is held, False after so many seconds. Raise OSError."""
-        if not self._ended.wait(seconds):
-            return False
-        if self._failure is not None:
-            raise self._failure
-        return True
-
-    def abandon(self) -> None:
-        """Give up. The thread goes on waiting, since nothing ends that, and will release the lock when it gets it."""
-        with self._changing:
-            self._is_wanted = False
-            if self.has_ended:
-                self._release()
-
-    def adopt(self) -> bool:
-        """Go on with what was given up, in its place in the kernel's queue. False if the thread has ended."""
-        with self._changing:
-            self._is_wanted = not self.has_ended
-            return self._is_wanted
-
-    def _run(self) -> None:
-        try:
-            lock(self.fd, self._byte, shared=self._shared)
-        except OSError as error:
-            self._failure = error
-        with self._changing:
-            self._ended.set()
-            if not self._is_wanted:
-                self._release()
-
-    def _release(self) -> None:
-        # A child that was forked meanwhile has the same open file, and closing ours would not do.
-        with suppress(OSError):
-            unlock(self.fd)
-        os.close(self.fd)
-
-
 def holders(fd: int, *wanted: int) -> list[Holder]:
     """Return the processes that hold locks on some bytes of an open file, as far as /proc shows them to us.
 
     /proc/locks and F_OFD_GETLK give no process for such a lock; /proc/PID/fdinfo/FD lists the locks of each open file,
     with inode and bytes (proc(5)). Slow: it reads the descriptors of all processes that have a file of this name open.
+    Where /proc is missing, there are none.
     """
+    found: list[Holder] = []
     inode = os.fstat(fd).st_ino
-    name = os.path.basename(os.readlink(f"/proc/self/fd/{fd}"))  # noqa: PTH115, PTH119
-    found = []
-    for pid in sorted(int(entry) for entry in os.listdir("/proc") if entry.isdecimal()):  # noqa: PTH208
+    try:
+        name = os.path.basename(os.readlink(f"/proc/self/fd/{fd}"))  # noqa: PTH115, PTH119
+        entries = os.listdir("/proc")  # noqa: PTH208
+    except OSError:
+        return found
+    for pid in sorted(int(entry) for entry in entries if entry.isdecimal()):
         if any(_holds(info, inode, wanted) for info in _open_files(pid, name)):
             found.append(Holder(pid, _command(pid)))
     return found
@@ -151,7 +85,7 @@ def _open_files(pid: int, name: str) -> Iterator[str]:
     for descriptor in descriptors:
         try:
             if os.readlink(f"/proc/{pid}/fd/{descriptor}").endswith(f"/{name}"):  # noqa: PTH115
-                with open(f"/proc/{pid}/fdinfo/{descriptor}") as info:
+                with open(f"/proc/{pid}/fdinfo/{descriptor}", errors="replace") as info:
                     yield info.read()
         except OSError:
             continue
@@ -174,7 +108,7 @@ def _holds(info: str, inode: int, wanted: tuple[int, ...]) -> bool:
 
 def _command(pid: int) -> str:
     try:
-        with open(f"/proc/{pid}/comm") as comm:
+        with open(f"/proc/{pid}/comm", errors="replace") as comm:
             return comm.read().rstrip("\n")
     except OSError:
         return "?"

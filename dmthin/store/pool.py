@@ -16,6 +16,7 @@ from dmthin.store.lifecycle import auto_extend
 from dmthin.store.lifecycle.lifecycle import PoolLifecycle
 from dmthin.store.lifecycle.trim import trim
 from dmthin.store.state.ledger import Ledger
+from dmthin.store.state.lock_waits import unlimited
 from dmthin.store.state.locks import Locks
 from dmthin.store.state.model import StoreRecord
 from dmthin.store.volumes.recovery import Recovery
@@ -176,7 +177,7 @@ class Pool:
             try:
                 yield node
             finally:
-                with self._locks.share_pool():
+                with unlimited(), self._locks.share_pool():
                     if pool.thin.is_active():
                         pool.thin.release_metadata()
 

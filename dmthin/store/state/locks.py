@@ -14,7 +14,7 @@ from dmthin.errors import NotFound
 from dmthin.kernel import filelock
 from dmthin.os_errors import os_failure
 from dmthin.store.state import lock_waits
-from dmthin.store.state.lock_waits import BASE, GATE, METADATA_SNAPSHOT, POOL, SUSPEND, VOLUME, LockWaits
+from dmthin.store.state.lock_waits import BASE, METADATA_SNAPSHOT, POOL, POOL_QUEUE, SUSPEND, VOLUME
 
 
 class Lock:
@@ -56,29 +56,27 @@ class Locks:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._waits = LockWaits()
         self._held: set[int] = set()
         """The volumes' locks that this object has given: to try those again needs no system call."""
 
     @contextmanager
     def share_pool(self) -> Iterator[None]:
         """Hold the pool lock shared: the pool stays active, its table unchanged. Must be short, and not nested."""
-        with self._take(GATE) as lock:
-            # The gate is held for as long as the pool lock is held exclusively, so that lock is free of writers now.
-            # One open file for both saves four system calls.
-            filelock.lock(lock.fd, POOL, shared=True)
-            lock_waits.trace_taken(POOL, shared=True)
-            filelock.unlock(lock.fd, GATE, 1)
+        with self._take(POOL_QUEUE) as lock:
+            # The exclusive holder has the queue too, so the pool lock is free of it now. One open file for both bytes
+            # saves four system calls.
+            self._lock(lock.fd, POOL, shared=True)
+            filelock.unlock(lock.fd, POOL_QUEUE, 1)
             yield
 
     @contextmanager
     def own_pool(self) -> Iterator[None]:
         """Hold the pool lock exclusively.
 
-        While this waits for the shared holders, it holds the gate, at which later requests of both kinds queue. Without
+        While this waits for the shared holders, it holds the queue, in which later requests of both kinds wait. Without
         that, an overlapping sequence of shared holders would keep it waiting for good.
         """
-        with self._take(GATE), self._take(POOL):
+        with self._take(POOL_QUEUE), self._take(POOL):
             yield
 
     def volume(self, device_id: int) -> Lock:
@@ -114,21 +112,22 @@ class Locks:
 
     def _take(self, byte: int, *, shared: bool = False, inherited: bool = False) -> Lock:
         while True:
-            fd = self._open()
-            lock = Lock(fd, self._held, byte, inherited=inherited)
+            lock = Lock(self._open(), self._held, byte, inherited=inherited)
             try:
-                if not lock_waits.try_lock(fd, byte, shared=shared):
-                    lock.fd = -1
-                    lock.fd = self._waits.wait(fd, byte, shared=shared)
+                self._lock(lock.fd, byte, shared=shared)
                 if self._is_current(lock.fd):
                     return lock
-            except OSError as error:
-                lock.release()
-                raise os_failure(error, f"lock {self._path}") from None
             except BaseException:
                 lock.release()
                 raise
             lock.release()
+
+    def _lock(self, fd: int, byte: int, *, shared: bool) -> None:
+        try:
+            if not lock_waits.try_lock(fd, byte, shared=shared):
+                lock_waits.wait(fd, byte, shared=shared)
+        except OSError as error:
+            raise os_failure(error, f"lock {self._path}") from None
 
     def _try(self, byte: int) -> Lock | None:
         lock = Lock(self._open(), self._held, byte)

@@ -62,11 +62,8 @@ class BackgroundQueue:
 
     def later(self, seconds: float, action: Action) -> None:
         with self._changed:
-            queued = not self._ended and len(self._waiting) < self._most
+            queued = not self._ended and len(self._waiting) < self._most and self._has_thread()
             if queued:
-                if not self._started:
-                    self._started = True
-                    self._thread.start()
                 heapq.heappush(self._waiting, (time.monotonic() + seconds, next(self._numbers), action))
                 self._changed.notify_all()
         if not queued:
@@ -89,6 +86,16 @@ class BackgroundQueue:
             self._changed.notify_all()
         if self._started:
             self._thread.join()
+
+    def _has_thread(self) -> bool:
+        """Start the thread if need be; return False where the host allows no more threads."""
+        if not self._started:
+            try:
+                self._thread.start()
+            except RuntimeError:
+                return False
+            self._started = True
+        return True
 
     def _is_done(self) -> bool:
         return not self._waiting and not self._working

@@ -66,8 +66,10 @@ class Cleanup:
         self._queue.drain()
 
     def _finish_removal(self, volume: Volume, pending: PendingRemoval) -> None:
-        self._spares.drop(volume)
-        self._volumes.removal.finish(pending)
+        try:
+            self._spares.drop(volume)
+        finally:
+            self._volumes.removal.finish(pending)
         if (left := self._ledger.by_id(volume.device_id)) and (info := self._volumes.info(left)):
             logger.warning("the removed %s is still in use by %s", volume.title, describe_users(info))
 

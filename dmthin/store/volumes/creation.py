@@ -16,7 +16,8 @@ from dmthin.pool.thinpool import ThinPool
 from dmthin.store.config.layout import Layout
 from dmthin.store.config.options import StorageOptions
 from dmthin.store.lifecycle.gate import ActivePool
-from dmthin.store.state.ledger import Ledger
+from dmthin.store.state.ledger import Added, Ledger
+from dmthin.store.state.lock_waits import unlimited
 from dmthin.store.state.locks import Lock, Locks
 from dmthin.store.state.model import NewVolume, State, StoreRecord, Volume
 from dmthin.store.state.snapshot_table import SnapshotTable
@@ -156,8 +157,14 @@ class Creation:
     def _begin(self, pool: ActivePool, new: NewVolume) -> Unfinished:
         """Commit the intent of a volume for which there is room."""
         self.require_room(pool.thin, pool.record)
-        with self._ledger.transaction(f"make {new.name}"):
-            added = self._ledger.add(new, self._locks)
+        added: Added | None = None
+        try:
+            with self._ledger.transaction(f"make {new.name}"):
+                added = self._ledger.add(new, self._locks)
+        except BaseException:
+            if added is not None:  # the commit or its sync has failed: if there is a record, recovery may roll it back
+                added.lock.release()
+            raise
         return Unfinished(new, added.volume, added.lock)
 
     def _commit(self, unfinished: Unfinished, new: NewVolume) -> Volume:
@@ -223,7 +230,7 @@ class Creation:
             if pool is not None:
                 self._teardown.run(pool, volume)
             elif self._devices.is_pool_active():
-                with self._recovery.transaction() as active:
+                with unlimited(), self._recovery.transaction() as active:
                     self._teardown.run(active, volume)
         except DmthinError as error:
             logger.warning("the unfinished %s stays for now: %s", volume.title, error)

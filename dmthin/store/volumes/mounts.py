@@ -14,6 +14,7 @@ from dmthin.pool import filesystem
 from dmthin.store.config.layout import Layout
 from dmthin.store.lifecycle.gate import Gate
 from dmthin.store.state.ledger import Ledger
+from dmthin.store.state.lock_waits import unlimited
 from dmthin.store.state.model import State, Volume
 from dmthin.store.volumes import busy
 from dmthin.store.volumes.devices import Devices, OpenDevice
@@ -65,7 +66,8 @@ class WorkMounts:
             mount.unmount(target)
             with suppress(OSError):
                 target.rmdir()
-            self.deactivate(volume)
+            with unlimited():
+                self.deactivate(volume)
 
     def fill_device(self, volume: Volume) -> None:
         """Grow the file system of a volume to the size of its device, at the place where it is mounted if it is."""

@@ -69,6 +69,9 @@ class Spares:
         except DmthinError as error:
             logger.debug("the spare of the %s is not used: %s", new.parent.title, error)
             device = None
+        except BaseException:
+            self._roll_back(spare)
+            raise
         if device is None:
             self._roll_back(spare)
             return None
@@ -120,7 +123,7 @@ class Spares:
         return spare
 
     def _make(self, parent: Volume) -> None:
-        surplus = None
+        surplus: list[Spare] = []
         try:
             with self._volumes.locks.unchanged(parent):
                 info = self._volumes.info(parent)
@@ -134,18 +137,21 @@ class Spares:
         finally:
             with self._lock:
                 self._making.discard(parent.device_id)
-        if surplus is not None:
-            self._roll_back(surplus)
+        for spare in surplus:
+            self._roll_back(spare)
 
-    def _keep(self, spare: Spare) -> Spare | None:
-        """Keep a spare; return the one to be removed for it, None if there is room."""
+    def _keep(self, spare: Spare) -> list[Spare]:
+        """Keep a spare; return those to be removed for it."""
         number = spare.parent.device_id
         with self._lock:
             self._making.discard(number)  # before the spare can be taken, so that its request has the next one made
             if self._closed:
-                return spare
+                return [spare]
+            surplus = [before] if (before := self._kept.pop(number, None)) else []
             self._kept[number] = spare
-            return self._kept.pop(next(iter(self._kept))) if len(self._kept) > _MOST else None
+            if len(self._kept) > _MOST:
+                surplus.append(self._kept.pop(next(iter(self._kept))))
+            return surplus
 
     def _roll_back(self, spare: Spare) -> None:
         self._volumes.creation.roll_back(spare.unfinished)
