@@ -26,10 +26,11 @@ def message(record: StoreRecord, text: str) -> str:
     return shell("dmsetup", "message", record.pool_name, "0", text)
 
 
-def create(record: StoreRecord, device_id: int, size: int) -> str:
+def create(record: StoreRecord, device_id: int, size: int, *, read_only: bool = False) -> str:
     """Return the line that activates a volume of `size` bytes."""
     table = [thin_table(record, device_id, size).target()]
-    return dmsetup(create_arguments(record.device_name(device_id), record.device_uuid(device_id), table))
+    name, uuid = record.device_name(device_id), record.device_uuid(device_id)
+    return dmsetup([*create_arguments(name, uuid, table), *(["--readonly"] if read_only else [])])
 
 
 def thin_table(record: StoreRecord, device_id: int, size: int) -> ThinTable:

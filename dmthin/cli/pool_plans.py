@@ -1,4 +1,4 @@
-"""Dry runs of the pool's verbs: each takes the plan that the verb itself carries out, and prints it."""
+"""Dry runs of the pool's verbs: checked as the verbs check, printed as commands."""
 
 import shlex
 
@@ -7,16 +7,17 @@ from dmthin.errors import Unavailable
 from dmthin.kernel import mount
 from dmthin.kernel.dmsetup import load_arguments
 from dmthin.store.lifecycle.activation import pool_table
+from dmthin.store.state import schema
 from dmthin.store.store import Store
 
 
 def activate(store: Store) -> list[str]:
     """Return loop devices and the pool's device, as far as they are not there. Raises what activation does."""
-    lines = activation(store)
+    lines = activating(store)
     return lines or ["# the pool is active already"]
 
 
-def activation(store: Store) -> list[str]:
+def activating(store: Store) -> list[str]:
     """Return what `activate` does; empty if the pool is active."""
     record, layout = store.ledger.store(), store.layout
     pool = store.lifecycle.activation.pool(record)
@@ -28,7 +29,9 @@ def activation(store: Store) -> list[str]:
     data, meta = layout.data(record), layout.metadata(record)
     lines = [] if record.clean else [f"thin_check -q {shlex.quote(str(meta.path))}"]
     (data_lines, data_place), (meta_lines, meta_place) = data.attach_plan(), meta.attach_plan()
-    table = pool_table(data.size(), data_place, meta_place, record.block_size)
+    # A file is as long as it was made, by these lines too; of a device the pool has what the ledger says.
+    length = data.size() if data.is_file else record.data_size
+    table = pool_table(length, data_place, meta_place, record.block_size)
     line = f'dmsetup create {pool.name} --uuid {pool.uuid} --table "{table.target()}"'
     return [*lines, *data_lines, *meta_lines, line]
 
@@ -47,25 +50,29 @@ def extend(store: Store, data_size: int | None, metadata_size: int | None) -> li
         return ["# the pool has this size already"]
     pool = store.lifecycle.activation.pool(planned)
     now = pool.table()
-    table = pool_table(planned.data_target or now.size, now.data_device, now.metadata_device, planned.block_size)
-    return [*lines, dmsetup(load_arguments(pool.name, [table.target()])), f"dmsetup resume {pool.name}"]
+    tables = [now] if planned.metadata_target is not None else []  # as `PoolGrowth.finish`, which says why
+    if planned.data_target is not None:
+        tables.append(pool_table(planned.data_target, now.data_device, now.metadata_device, planned.block_size))
+    for table in tables:
+        lines += [dmsetup(load_arguments(pool.name, [table.target()])), f"dmsetup resume {pool.name}"]
+    return lines
 
 
 def deactivate(store: Store) -> list[str]:
     """Return the removal of every device of the store, the pool last. Raises what deactivation does."""
-    return deactivation(store) or ["# the pool is down already"]
+    return deactivating(store) or ["# the pool is down already"]
 
 
-def deactivation(store: Store) -> list[str]:
+def deactivating(store: Store) -> list[str]:
     """Return what `deactivate` does; empty if the pool is down."""
-    record, steps = store.ledger.store(), store.lifecycle.activation
-    steps.require_own_devices(record)
-    lines = [shell("dmsetup", "remove", name) for name in steps.plan_deactivation(record)]
+    record, activation = store.ledger.store(), store.lifecycle.activation
+    activation.require_own_devices(record)
+    lines = [shell("dmsetup", "remove", name) for name in activation.plan_deactivation(record)]
     root = str(store.layout.root)
     lines += [shell("umount", entry.target) for entry in mount.under(store.layout.root) if entry.target != root]
     if record.pool:
         return lines
-    pool = steps.pool(record)
+    pool = activation.pool(record)
     if pool.info() is not None:
         lines.append(f"dmsetup remove {pool.name}")
     for backing in (store.layout.data(record), store.layout.metadata(record)):
@@ -77,8 +84,8 @@ def destroy(store: Store) -> list[str]:
     """Return the removal of the pool, the store's files and its folder. Raises what destroying does."""
     record, layout = store.ledger.store(), store.layout
     store.lifecycle.removal.require_possible(record)
-    lines = deactivation(store)
-    files = [layout.ledger, layout.lock]
+    lines = deactivating(store)
+    files = [*schema.files(layout.ledger), layout.lock]
     if record.pool:
         lines += [message(record, f"delete {volume.device_id}") for volume in store.ledger.volumes()]
         if generation := store.lifecycle.activation.pool(record).status().transaction_id:
@@ -88,4 +95,5 @@ def destroy(store: Store) -> list[str]:
         files = [*(backing.path for backing in (data, meta) if backing.is_file), *files]
         if not meta.is_file:
             lines.append(f"dd if=/dev/zero of={shlex.quote(str(meta.path))} bs=4096 count=1 conv=fsync")
-    return [*lines, shell("rm", *files), shell("rm", "--dir", layout.mounts, layout.root)]
+    folders = [folder for folder in (layout.mounts, layout.work) if folder.exists()]
+    return [*lines, shell("rm", "-f", *files), shell("rm", "--dir", *folders, layout.root)]

@@ -1,4 +1,4 @@
-"""Dry runs of the verbs of images and containers: each takes the plan that the verb itself carries out, and prints it.
+"""Dry runs of the verbs of images and containers: each prints the plan that the verb itself carries out.
 
 The lines do what dmthin does to the kernel. They do not write its ledger, so a volume that is made by hand is not one
 of the store's: a comment says so.
@@ -8,13 +8,12 @@ from pathlib import Path
 
 from dmthin.cli import plan_lines
 from dmthin.cli.plan_lines import LEDGER, dmsetup, message, shell
-from dmthin.cli.pool_plans import activation
+from dmthin.cli.pool_plans import activating
 from dmthin.errors import InvalidValue
 from dmthin.kernel import mount
 from dmthin.kernel.dmsetup import load_arguments
 from dmthin.pool import filesystem
-from dmthin.pool.filesystem import FileSystem
-from dmthin.store.state.model import Volume
+from dmthin.store.state.model import NewVolume, Volume
 from dmthin.store.store import Store
 
 
@@ -27,7 +26,7 @@ def image_import(store: Store, name: str, source: str, size: int | None) -> list
     store.images.check_source(plan, source)
     _require_room(store)
     record, number = store.ledger.store(), store.ledger.next_device_id()
-    lines = [LEDGER, *activation(store)]
+    lines = [LEDGER, *activating(store)]
     if plan.base is None:
         base, device = number, plan_lines.node(record, number)
         lines += [
@@ -41,7 +40,7 @@ def image_import(store: Store, name: str, source: str, size: int | None) -> list
         base = plan.base.device_id
     place = store.layout.work_point(number)
     lines += [message(record, f"create_snap {number} {base}"), plan_lines.create(record, number, plan.size)]
-    lines += _mounting(store, plan.file_system, plan_lines.node(record, number), place)
+    lines += _mounting(store, plan.new_base, plan_lines.node(record, number), place)
     if source != "-" and Path(source).is_dir():
         lines.append(shell("cp", "-a", f"{source}/.", place))
     else:
@@ -51,7 +50,8 @@ def image_import(store: Store, name: str, source: str, size: int | None) -> list
 
 def image_remove(store: Store, name: str) -> list[str]:
     """Return the removal of its blocks and its device id. Raises what removing does."""
-    return _removal(store, store.images.plan_remove(name))
+    lines = [LEDGER, *activating(store)]
+    return [*lines, *(line for volume in store.images.plan_remove(name) for line in _removal(store, volume))]
 
 
 def container_create(store: Store, image: str, name: str, size: int | None) -> list[str]:
@@ -61,11 +61,11 @@ def container_create(store: Store, image: str, name: str, size: int | None) -> l
     parent = new.parent
     assert parent is not None  # a container is made of an image
     record, number = store.ledger.store(), store.ledger.next_device_id()
-    lines = [LEDGER, *activation(store), *_snapshot(store, parent, number)]
+    lines = [LEDGER, *activating(store), *_snapshot(store, parent, number)]
     lines.append(plan_lines.create(record, number, new.size))
     if new.size > parent.size:
         place, device = store.layout.work_point(number), plan_lines.node(record, number)
-        lines += _growing(store, filesystem.by_name(new.file_system), device, place)
+        lines += _growing(store, new, device, place)
     return lines
 
 
@@ -76,11 +76,11 @@ def container_mount(store: Store, name: str, directory: Path | None) -> list[str
         return [f"# {name} is mounted there already"]
     container, record = plan.container, store.ledger.store()
     info = store.volumes.info(container)
-    lines = activation(store)
+    lines = activating(store)
     if info is None:
-        lines.append(plan_lines.create(record, container.device_id, container.size))
+        lines.append(plan_lines.create(record, container.device_id, container.size, read_only=container.read_only))
     device = info.node if info else plan_lines.node(record, container.device_id)
-    return [*lines, *_mounting(store, filesystem.by_name(container.file_system), device, plan.place)]
+    return [*lines, *_mounting(store, container, device, plan.place)]
 
 
 def container_unmount(store: Store, name: str, *, force: bool) -> list[str]:
@@ -101,7 +101,7 @@ def container_resize(store: Store, name: str, size: int) -> list[str]:
     if (thin := store.lifecycle.activation.pool(record)).is_active():
         thin.require_data_space(0)
     info, kind = store.volumes.info(larger), filesystem.by_name(larger.file_system)
-    lines = [LEDGER, *activation(store)]
+    lines = [LEDGER, *activating(store)]
     device = record.device_name(larger.device_id)
     if info is None:
         lines.append(plan_lines.create(record, larger.device_id, size))
@@ -112,14 +112,14 @@ def container_resize(store: Store, name: str, size: int) -> list[str]:
     if info and (places := mount.of_device(info.dev)):
         return [*lines, shell(*kind.grow_command(node, Path(places[-1].target)))]
     place = store.layout.work_point(larger.device_id)
-    return [*lines, *_growing(store, kind, node, place), f"dmsetup remove {device}"]
+    return [*lines, *_growing(store, larger, node, place), f"dmsetup remove {device}"]
 
 
 def container_commit(store: Store, name: str, image: str) -> list[str]:
     """Return a snapshot of the container, which is suspended meanwhile if it is active. Raises what committing does."""
     plan = store.images.plan_commit(name, image)
     _require_room(store)
-    return [LEDGER, *activation(store), *_snapshot(store, plan.origin, store.ledger.next_device_id())]
+    return [LEDGER, *activating(store), *_snapshot(store, plan.origin, store.ledger.next_device_id())]
 
 
 def container_remove(store: Store, name: str, *, force: bool) -> list[str]:
@@ -134,17 +134,18 @@ def container_remove(store: Store, name: str, *, force: bool) -> list[str]:
             f"the container {name} is in use, and when it goes depends on its last user",
             hint="unmount it first, or run this without --dry-run",
         )
-    return _removal(store, store.containers.plan_remove(name))
+    return [LEDGER, *activating(store), *_removal(store, store.containers.plan_remove(name))]
 
 
 def _removal(store: Store, volume: Volume) -> list[str]:
-    record, lines = store.ledger.store(), [LEDGER, *activation(store)]
+    record, lines = store.ledger.store(), list[str]()
     info = store.volumes.info(volume)
-    if store.options.discard:
+    discard = store.options.discard and not volume.read_only
+    if discard:
         if info is None:
             lines.append(plan_lines.create(record, volume.device_id, volume.size))
         lines.append(shell("blkdiscard", info.node if info else plan_lines.node(record, volume.device_id)))
-    if store.options.discard or info:
+    if discard or info:
         lines.append(plan_lines.remove(record, volume.device_id))
     return [*lines, message(record, f"delete {volume.device_id}")]
 
@@ -157,16 +158,16 @@ def _require_room(store: Store) -> None:
 
 
 def _snapshot(store: Store, origin: Volume, number: int) -> list[str]:
-    suspend = store.volumes.info(origin) is not None
-    return plan_lines.snapshot(store.ledger.store(), number, origin, suspend=suspend)
+    info = store.volumes.info(origin)
+    return plan_lines.snapshot(store.ledger.store(), number, origin, suspend=info is not None and info.in_use)
 
 
-def _mounting(store: Store, kind: FileSystem, device: str, place: Path) -> list[str]:
-    options = filesystem.join_options(kind.mount_options, store.options.mount_options)
+def _mounting(store: Store, volume: Volume | NewVolume, device: str, place: Path) -> list[str]:
+    options = store.volumes.mounter.options(volume, place)
     with_options = ("-o", options) if options else ()
-    return [shell("mkdir", "-p", place), shell("mount", "-t", kind.name, *with_options, device, place)]
+    return [shell("mkdir", "-p", place), shell("mount", "-t", volume.file_system, *with_options, device, place)]
 
 
-def _growing(store: Store, kind: FileSystem, device: str, place: Path) -> list[str]:
-    grow = shell(*kind.grow_command(device, place))
-    return [*_mounting(store, kind, device, place), grow, shell("umount", place)]
+def _growing(store: Store, volume: Volume | NewVolume, device: str, place: Path) -> list[str]:
+    grow = shell(*filesystem.by_name(volume.file_system).grow_command(device, place))
+    return [*_mounting(store, volume, device, place), grow, shell("umount", place)]

@@ -111,7 +111,9 @@ class Measured:
 def measure_source(source: str | os.PathLike[str]) -> Measured:
     """Read a directory or a tar to its end, and return its size. Raise what `open_source` and its iteration raise."""
     with open_source(source) as entries:
-        return Measured(entries.name, sum(entry.stored for entry, _ in entries if entry.type is EntryType.FILE))
+        # Of several entries with one name, the last stays.
+        files = {entry.path: entry.stored for entry, _ in entries if entry.type is EntryType.FILE}
+        return Measured(entries.name, sum(files.values()))
 
 
 def _open_error(name: str, error: OSError | ValueError) -> DmthinError:

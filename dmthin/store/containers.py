@@ -56,8 +56,7 @@ class Containers:
     def plan_mount(self, name: str, target: Path | None = None) -> MountPlan:
         """Return the mount that `mount` makes. Raises what it does."""
         container, place = self._place(name, target)
-        info = self._volumes.info(container)
-        return MountPlan(container, place, self._volumes.mounter.is_mounted(info, place))
+        return MountPlan(container, place, self._volumes.plan_mount(container, place))
 
     def unmount(self, name: str, *, force: bool = False) -> bool:
         """Unmount a container wherever it is mounted; False if it was not. Raises NotFound, InUse (names the users)."""

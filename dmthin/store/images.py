@@ -95,14 +95,16 @@ class Images:
         return ImportPlan(name, size, kind, arguments, base, self._bases.find(base))
 
     def check_source(self, plan: ImportPlan, source: Path | str) -> None:
-        """Read a source to its end, as an import would, and check that its files fit. Standard input is not read.
+        """Read a source to its end, and check that its files fit. Standard input is checked, but not read.
 
-        Raises NotFound, InvalidValue (the archive), NoDataSpace.
+        Raises NotFound, InvalidValue (not an archive, a terminal as input), NoDataSpace. What only unpacking can tell,
+        such as a name that leads through a file, is found by the import itself.
         """
-        from dmthin.layers.source import measure_source
+        from dmthin.layers.source import STDIN, measure_source, open_source
 
-        if source == "-":
-            return
+        if source == STDIN:
+            with open_source(source):
+                return
         measured = measure_source(source)
         if measured.bytes > plan.size:
             raise does_not_fit(measured.name, plan.size, f"it holds {format_exact(measured.bytes)} in files")
@@ -130,9 +132,10 @@ class Images:
         self._volumes.removal.remove(self._ledger.ready(name, Kind.IMAGE))
         self._bases.remove_unused()
 
-    def plan_remove(self, name: str) -> Volume:
-        """Return the image that `remove` removes. Raises what it does."""
-        return self._volumes.removal.plan(self._ledger.ready(name, Kind.IMAGE))
+    def plan_remove(self, name: str) -> list[Volume]:
+        """Return what `remove` removes: the image, and bases that have no other children. Raises what it does."""
+        image = self._volumes.removal.plan(self._ledger.ready(name, Kind.IMAGE))
+        return [image, *self._bases.unused(without=image)]
 
     def _committed(self, source: Volume, name: str) -> NewVolume:
         parent = None if source.parent is None else self._ledger.by_id(source.parent)

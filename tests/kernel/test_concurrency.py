@@ -1,5 +1,6 @@
 """Many at once on one store: threads that share it, processes that open it, an administrator beside them."""
 
+import errno
 import os
 import signal
 import threading
@@ -9,6 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from dmthin.errors import KernelError
 from dmthin.pool.thinpool import ThinPool
 from dmthin.store.state.group_sync import GroupSync
 from dmthin.store.state.locks import Lock, Locks
@@ -142,6 +144,26 @@ def test_a_removal_that_was_only_committed_is_synced_before_the_pool_hears_of_it
     monkeypatch.setattr(ThinPool, "delete", noted_delete)
     store.pool.activate()
     assert order == ["sync", "delete"]
+    assert store.ledger.unfinished() == []
+    check_store(store)
+
+
+def test_a_volume_whose_intent_could_not_be_synced_is_rolled_back(
+    store: Store, image: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its lock is not held by the process that has failed to make it, which goes on."""
+
+    def fail(_: GroupSync) -> None:
+        raise KernelError("no sync", errno=errno.EIO)
+
+    descriptors = len(os.listdir("/proc/self/fd"))
+    with monkeypatch.context() as patched:
+        patched.setattr(GroupSync, "wait", fail)
+        with pytest.raises(KernelError, match="no sync"):
+            store.containers.create(image, "web")
+    assert [volume.state for volume in store.ledger.unfinished()] == [State.MAKING]
+    assert len(os.listdir("/proc/self/fd")) == descriptors
+    store.containers.create(image, "web")
     assert store.ledger.unfinished() == []
     check_store(store)
 

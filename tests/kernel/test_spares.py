@@ -13,7 +13,7 @@ from dmthin.errors import AlreadyExists, NoDataSpace, NotFound
 from dmthin.kernel import mount
 from dmthin.kernel.devicemapper import DeviceInfo
 from dmthin.store.pool import PoolReport
-from dmthin.store.state.model import SPARE_NAMES, NewVolume, State, Volume
+from dmthin.store.state.model import SPARE_NAMES, Kind, NewVolume, State, Volume
 from dmthin.store.store import Store
 from dmthin.store.volumes import spares
 from dmthin.store.volumes.background import Background, BackgroundQueue
@@ -230,6 +230,15 @@ def test_there_are_no_more_than_so_many(
     assert not found(store, "one")
     assert found(store, "two")
     assert found(store, "three")
+
+
+def test_a_spare_that_another_one_replaces_is_removed(store: Store, spare: Volume) -> None:
+    parent = store.snapshots.get(NAME, "image").volume
+    new = NewVolume(f"{SPARE_NAMES}another", Kind.CONTAINER, parent.size, parent.file_system, parent)
+    (replaced,) = store.spares._keep(spares.Spare(parent, store.volumes.creation.begin(new, activate=True)))
+    assert replaced.unfinished.volume == spare
+    store.volumes.creation.roll_back(replaced.unfinished)
+    assert [volume.name for volume in found(store, "image")] == [new.name]
 
 
 def test_other_processes_leave_a_spare_alone(store: Store, spare: Volume) -> None:

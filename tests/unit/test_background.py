@@ -47,6 +47,19 @@ def test_it_is_done_in_another_thread_by_its_time(behind: BackgroundQueue) -> No
     assert times[1] >= begun + 0.3
 
 
+def test_where_no_thread_can_be_started_the_caller_does_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    queue = BackgroundQueue("test")
+    done: list[str] = []
+    queue.later(1000, lambda: done.append(threading.current_thread().name))
+    assert done == [threading.current_thread().name]
+    assert not queue.drain()
+    queue.close()
+
+
 def test_draining_does_it_before_its_time(behind: BackgroundQueue) -> None:
     done: list[int] = []
     behind.later(1000, lambda: done.append(2))

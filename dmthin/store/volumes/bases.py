@@ -38,10 +38,19 @@ class Bases:
     def remove_unused(self) -> None:
         """Remove the bases without children. The next import makes them again."""
         with self.lock():
-            for volume in self._ledger.volumes():
-                unused = volume.kind is Kind.BASE and volume.state is State.READY
-                if unused and not self._ledger.children(volume.device_id):
-                    self._volumes.removal.remove(volume)
+            for volume in self.unused():
+                self._volumes.removal.remove(volume)
+
+    def unused(self, *, without: Volume | None = None) -> list[Volume]:
+        """Return the bases that have no children, or none but the volume `without`."""
+        expected = {without.device_id} if without else set[int]()
+        return [
+            volume
+            for volume in self._ledger.volumes()
+            if volume.kind is Kind.BASE
+            and volume.state is State.READY
+            and expected.issuperset(child.device_id for child in self._ledger.children(volume.device_id))
+        ]
 
     def _make(self, new: NewVolume, kind: FileSystem, mkfs_arguments: tuple[str, ...]) -> Volume:
         with self._volumes.creation.making(new, activate=True) as base:

@@ -12,7 +12,7 @@ from dmthin.pool import filesystem
 from dmthin.steps import step
 from dmthin.store.config.layout import Layout
 from dmthin.store.config.options import StorageOptions
-from dmthin.store.state.model import Kind, Volume
+from dmthin.store.state.model import Kind, NewVolume, Volume
 
 
 class Mounter:
@@ -38,6 +38,16 @@ class Mounter:
                 with suppress(OSError):
                     target.rmdir()
             raise
+
+    def require_folder(self, target: Path) -> None:
+        """Raise InvalidValue for a mount point that exists and is not a folder."""
+        if target.exists() and not target.is_dir():
+            raise InvalidValue(f"{target} is not a folder", hint="choose another one")
+
+    def options(self, volume: Volume | NewVolume, target: Path, more: str = "") -> str:
+        """Return the mount options of a volume at a place: those of its file system and dm.mountopt, then `more`."""
+        work = "nosuid,nodev" if target.parent == self._layout.work else ""
+        return self._join(volume, work, more)
 
     def is_mounted(self, info: DeviceInfo | None, target: Path) -> bool:
         """Return whether the device is mounted at a folder. Raises InUse if another file system is mounted there."""
@@ -69,26 +79,24 @@ class Mounter:
     def _make_folder(self, target: Path) -> bool:
         """Make the folder if it is not there; return whether it was made. Raises InvalidValue for another file."""
         made = not target.exists()
+        self.require_folder(target)
         try:
             if target.parent == self._layout.work:
                 self._layout.work.mkdir(mode=0o700, exist_ok=True)  # closed to others while a volume is filled
             target.mkdir(mode=0o700, parents=True, exist_ok=True)
-        except FileExistsError:
-            raise InvalidValue(f"{target} is not a folder", hint="choose another one") from None
         except OSError as error:
             raise os_failure(error, f"make {target}") from None
         return made
 
     def _mount(self, volume: Volume, info: DeviceInfo, target: Path, more: str) -> None:
-        work = "nosuid,nodev" if target.parent == self._layout.work else ""
-        mount.mount(info.node, target, volume.file_system, self._join(volume, work, more))
+        mount.mount(info.node, target, volume.file_system, self.options(volume, target, more))
         try:
             self._let_writes_fail(volume, info)
         except BaseException:
             mount.unmount(target)
             raise
 
-    def _join(self, volume: Volume, *more: str) -> str:
+    def _join(self, volume: Volume | NewVolume, *more: str) -> str:
         kind = filesystem.by_name(volume.file_system)
         read_only = "ro" if volume.read_only else ""
         return filesystem.join_options(read_only, kind.mount_options, self._options.mount_options, *more)

@@ -79,8 +79,17 @@ class Volumes:
         Raises InUse for a volume that is open elsewhere, or a folder where another file system is mounted.
         """
         with self.locks.locked(volume) as volume:
-            busy.require_not_open_elsewhere(volume, self.devices)
+            self.plan_mount(volume, target)
             return self.mount_locked(volume, target)
+
+    def plan_mount(self, volume: Volume, target: Path) -> bool:
+        """Return whether a volume is mounted at a folder already. Raises what mounting it there raises.
+
+        That is InUse (it is open elsewhere, or another file system is mounted there), InvalidValue (not a folder).
+        """
+        busy.require_not_open_elsewhere(volume, self.devices)
+        self.mounter.require_folder(target)
+        return self.mounter.is_mounted(self.devices.info(volume), target)
 
     def mount_locked(self, volume: Volume, target: Path, options: str = "") -> Path:
         """Mount a volume whose lock the caller holds, with mount options for this time only."""

@@ -33,6 +33,7 @@ BAD = [
     (2, "container resize web 1M", r"the container web has 256M and cannot shrink to 1M: a volume only grows"),
     (2, "container create image new --storage-opt size=many", r"size: 'many' is not a size: .*"),
     (2, "container create image new --storage-opt size=1M", r"size 1M is less than the 256M of the image image: .*"),
+    (2, "container mount web /etc/passwd", r"/etc/passwd is not a folder: choose another one"),
     (2, "container create image new --storage-opt size=17T", r"17T is too large for ext4: give at most 16T"),
     (2, "container resize web 17T", r"17T is too large for ext4: give at most 16T"),
     (2, "container create image new --storage-opt sise=1G", r"unknown storage option 'sise'.*"),

@@ -110,6 +110,22 @@ def test_a_plan_names_what_the_change_then_makes(dmthin: Command, store: Store, 
         assert store.ledger.by_id(number) is None
 
 
+def test_the_plan_of_an_images_removal_names_its_base_too(dmthin: Command, store: Store, image: str) -> None:
+    ids = {volume.device_id for volume in store.ledger.volumes()}
+    assert len(ids) == 2
+    plan = dmthin.ok("image", "remove", image, "--dry-run").out
+    assert {int(number) for number in re.findall(r"'delete (\d+)'", plan)} == ids
+    dmthin.ok("image", "remove", image)
+    assert store.ledger.volumes() == []
+
+
+def test_the_plan_of_a_stores_end_can_be_pasted(fresh: Command, tree: Path) -> None:
+    fresh.ok("pool", "create", *SMALL_OPTIONS)
+    fresh.ok("image", "import", "image", str(tree))
+    paste(fresh.ok("pool", "destroy", "--dry-run").out)
+    assert not fresh.root.exists()
+
+
 def test_the_plan_of_a_pool_can_be_pasted(fresh: Command) -> None:
     plan = fresh.ok("pool", "create", *SMALL_OPTIONS, "--dry-run").out
     assert not fresh.root.exists()
