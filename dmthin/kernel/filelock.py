@@ -11,6 +11,7 @@ from typing import Annotated, NamedTuple
 
 from dmthin.kernel.cstruct import S32, CStruct
 
+_F_OFD_GETLK = 36
 _F_OFD_SETLK = 37
 _OFD_LOCK = "OFDLCK"
 
@@ -49,6 +50,12 @@ def try_lock(fd: int, byte: int, *, shared: bool = False) -> bool:
             return False
         raise
     return True
+
+
+def is_locked(fd: int, byte: int) -> bool:
+    """Return whether another open file description has a lock on one byte, shared or not. Raise OSError."""
+    asked = _FLOCK.pack(_Flock(fcntl.F_WRLCK, os.SEEK_SET, byte, 1))
+    return _FLOCK.unpack(fcntl.fcntl(fd, _F_OFD_GETLK, asked)).type != fcntl.F_UNLCK
 
 
 def unlock(fd: int, byte: int = 0, length: int = 0) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from dmthin import steps
 from dmthin.errors import NotFound, TimeLimit
+from dmthin.kernel import filelock
 from dmthin.store.state import lock_waits
 from dmthin.store.state.lock_waits import limit_waits
 from dmthin.store.state.locks import Lock, Locks, make_lock_file
@@ -131,6 +132,32 @@ def test_the_lock_of_a_store_that_is_gone(locks: Locks, tmp_path: Path) -> None:
     (tmp_path / "lock").unlink()
     with pytest.raises(NotFound, match="is not a store"):
         locks.volume(1)
+
+
+def test_an_owner_that_comes_back_lets_those_go_first_who_wait(locks: Locks, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As trim does, which owns the pool again and again: a container's start must not wait for its end."""
+    monkeypatch.setattr(lock_waits, "_GIVE_WAY_SECONDS", 600.0)
+    order_read, order_write = os.pipe()
+    owned_read, owned_write = os.pipe()
+
+    def own_twice() -> None:
+        with locks.own_pool():
+            os.write(owned_write, b"x")
+            with open(locks._path, "rb+") as file:
+                until(lambda: filelock.is_locked(file.fileno(), lock_waits.POOL_WAITERS))
+        with locks.own_pool():
+            os.write(order_write, b"owned again\n")
+
+    with processes.child(own_twice) as pid:
+        assert os.read(owned_read, 1) == b"x"
+        with locks.share_pool():
+            os.write(order_write, b"shared\n")
+        assert processes.outcome(pid) == 0
+    os.close(order_write)
+    with open(order_read) as order:
+        assert order.read().split("\n") == ["shared", "owned again", ""]
+    os.close(owned_read)
+    os.close(owned_write)
 
 
 # --- waiting --------------------------------------------------------------------------------------------------------

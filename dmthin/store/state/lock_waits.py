@@ -20,6 +20,9 @@ POOL_QUEUE = 0
 POOL = 1
 METADATA_SNAPSHOT = 2
 BASE = 3
+POOL_WAITERS = 4
+"""Held shared by each process that waits for the pool lock: see `give_way`."""
+
 VOLUME = 16
 """The first volume's."""
 
@@ -39,6 +42,7 @@ _SUSPEND_SECONDS = 30.0
 _FIRST_PAUSE_SECONDS = 0.00005
 _SHORT_PAUSE_SECONDS = 0.0004
 _LONGEST_PAUSE_SECONDS = 0.01
+_GIVE_WAY_SECONDS = 0.05
 _FIRST_WARNING_SECONDS = 5.0
 _WARNING_SECONDS = 30.0
 
@@ -83,6 +87,8 @@ def wait(fd: int, byte: int, *, shared: bool = False) -> None:
     pause, warn_after = _FIRST_PAUSE_SECONDS, _FIRST_WARNING_SECONDS
     if steps.verbosity:
         steps.report(f"lock: waiting for {_name(byte)}")
+    if byte == POOL_QUEUE:
+        filelock.try_lock(fd, POOL_WAITERS, shared=True)
     while True:
         time.sleep(pause)
         if filelock.try_lock(fd, byte, shared=shared):
@@ -100,8 +106,21 @@ def wait(fd: int, byte: int, *, shared: bool = False) -> None:
             logger.warning("waiting for %s since %s (%.0f s), held by %s", _name(byte), since, waited, holders)
             warn_after += _WARNING_SECONDS
         pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+    if byte == POOL_QUEUE:
+        filelock.unlock(fd, POOL_WAITERS, 1)
     if steps.verbosity:
         steps.report(f"lock: {_name(byte)} after {(time.monotonic() - begin) * 1000:.2f} ms")
+
+
+def give_way(fd: int) -> None:
+    """Let the processes that wait for the pool lock take it first, for 50 ms at most. Raise OSError.
+
+    To be called before it is taken exclusively: trim takes it again microseconds after each release, and a process that
+    tries every 10 ms would find it free once in a minute.
+    """
+    until = time.monotonic() + _GIVE_WAY_SECONDS
+    while filelock.is_locked(fd, POOL_WAITERS) and time.monotonic() < until:
+        time.sleep(_SHORT_PAUSE_SECONDS)
 
 
 @contextmanager

@@ -74,9 +74,10 @@ class Locks:
         """Hold the pool lock exclusively.
 
         While this waits for the shared holders, it holds the queue, in which later requests of both kinds wait. Without
-        that, an overlapping sequence of shared holders would keep it waiting for good.
+        that, an overlapping sequence of shared holders would keep it waiting for good. In turn, requests that wait
+        already go first, so that repeated exclusive holds keep none of them waiting.
         """
-        with self._take(POOL_QUEUE), self._take(POOL):
+        with self._take(POOL_QUEUE, gives_way=True), self._take(POOL):
             yield
 
     def volume(self, device_id: int) -> Lock:
@@ -110,11 +111,11 @@ class Locks:
         """Wait for the base lock: its holder may make and remove bases."""
         return self._take(BASE)
 
-    def _take(self, byte: int, *, shared: bool = False, inherited: bool = False) -> Lock:
+    def _take(self, byte: int, *, shared: bool = False, inherited: bool = False, gives_way: bool = False) -> Lock:
         while True:
             lock = Lock(self._open(), self._held, byte, inherited=inherited)
             try:
-                self._lock(lock.fd, byte, shared=shared)
+                self._lock(lock.fd, byte, shared=shared, gives_way=gives_way)
                 if self._is_current(lock.fd):
                     return lock
             except BaseException:
@@ -122,8 +123,10 @@ class Locks:
                 raise
             lock.release()
 
-    def _lock(self, fd: int, byte: int, *, shared: bool) -> None:
+    def _lock(self, fd: int, byte: int, *, shared: bool, gives_way: bool = False) -> None:
         try:
+            if gives_way:
+                lock_waits.give_way(fd)
             if not lock_waits.try_lock(fd, byte, shared=shared):
                 lock_waits.wait(fd, byte, shared=shared)
         except OSError as error:
