@@ -193,7 +193,7 @@ def test_the_store_behaves_as_its_model(store: Store, tree: Path) -> None:
     machine = type("Machine", (StoreMachine,), {"root": root, "tree": tree})
     run_state_machine_as_test(
         machine,
-        settings=settings(examples(usual=12, deep=200), stateful_step_count=30, database=None),
+        settings=settings(examples(usual=12, deep=200), stateful_step_count=30),
     )
     with Store(root) as now:
         check_store(now)

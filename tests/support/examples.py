@@ -14,7 +14,12 @@ _USUAL, _DEEP = "usual", "deep"
 def register() -> None:
     """Make both profiles known, and choose the one of the environment. Raises InvalidArgument for another name."""
     usual = settings(
-        max_examples=100, derandomize=True, deadline=None, print_blob=True, suppress_health_check=list(HealthCheck)
+        max_examples=100,
+        derandomize=True,
+        deadline=None,
+        print_blob=True,
+        database=None,  # in a guest there is no place for one
+        suppress_health_check=list(HealthCheck),
     )
     settings.register_profile(_USUAL, usual)
     settings.register_profile(_DEEP, usual, max_examples=2000, derandomize=False)
