@@ -19,10 +19,6 @@ class SizeRequest:
     added: int | None = None
     share: int | None = None
 
-    @property
-    def is_relative(self) -> bool:
-        return self.size is None
-
     def resolve(self, now: int) -> int:
         """Return the requested bytes, given the size `now`; a share is rounded up to whole MiB. Raise InvalidValue."""
         if self.size is not None:

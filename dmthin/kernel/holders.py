@@ -11,6 +11,9 @@ from pathlib import Path
 
 from dmthin.kernel import mount
 
+UNSEEN = "something in the kernel"
+"""A holder that /proc does not show, such as a loop device or a file system of another namespace."""
+
 
 @dataclass(frozen=True, slots=True)
 class Holder:
@@ -48,10 +51,10 @@ def of_device(dev: int) -> list[Holder]:
 
 
 def describe(dev: int, limit: int = 5) -> str:
-    """Return the holders of a device in words, at most `limit` of them; empty if none was found."""
+    """Return the holders of a device in words, at most `limit` of them; UNSEEN if none was found."""
     found = [str(holder) for holder in of_device(dev)]
     more = [f"and {len(found) - limit} more"] if len(found) > limit else []
-    return ", ".join(found[:limit] + more)
+    return ", ".join(found[:limit] + more) or UNSEEN
 
 
 def _use(pid: int, dev: int) -> str:

@@ -83,8 +83,8 @@ class ThinVolume:
     def busy(self) -> InUse:
         """Return the error for a device that is open, which names its holders. Raise what `info` raises."""
         info = self.info()
-        who = holders.describe(info.dev) if info else ""
-        return InUse(f"the volume's device {self.name} is in use by {who or 'something in the kernel'}")
+        who = holders.describe(info.dev) if info else holders.UNSEEN
+        return InUse(f"the volume's device {self.name} is in use by {who}")
 
     def status(self) -> ThinStatus:
         """Return the mapped bytes of an active volume. Raise NotFound."""

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from dmthin.errors import InUse, NotFound
-from dmthin.kernel import detached, mount
+from dmthin.kernel import detached, holders, mount
 from dmthin.kernel.devicemapper import DeviceInfo
 from dmthin.kernel.retry import retry_busy
 from dmthin.store.config.layout import Layout
@@ -19,7 +19,7 @@ from dmthin.store.config.options import StorageOptions
 from dmthin.store.state.ledger import Ledger
 from dmthin.store.state.model import Kind, State, Volume
 from dmthin.store.volumes.children import Children, plan_child
-from dmthin.store.volumes.cleanup import Cleanup, describe_users
+from dmthin.store.volumes.cleanup import Cleanup
 from dmthin.store.volumes.volumes import Volumes
 
 logger = logging.getLogger(__name__)
@@ -164,13 +164,13 @@ class Layers:
 
     def _deactivate(self, volume: Volume) -> None:
         if not self._volumes.deactivate(volume) and (left := self._volumes.info(volume)):
-            logger.warning("the device of the %s is still in use by %s", volume.title, describe_users(left))
+            logger.warning("the device of the %s is still in use by %s", volume.title, holders.describe(left.dev))
 
     def _unmount_patiently(self, volume: Volume, info: DeviceInfo, target: Path) -> None:
         try:
             retry_busy(lambda: mount.unmount(target))
         except InUse:
-            logger.warning("the %s was unmounted while in use by %s", volume.title, describe_users(info))
+            logger.warning("the %s was unmounted while in use by %s", volume.title, holders.describe(info.dev))
             mount.unmount(target, lazy=True)
 
     def _is_mounted(self, volume: Volume, place: Path) -> bool:

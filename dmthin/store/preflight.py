@@ -1,4 +1,4 @@
-"""Checks before a store is made: the kernel, the host's space, the devices. They change nothing."""
+"""Checks before a store is made: the kernel, the host's space, the devices."""
 
 import shutil
 from contextlib import suppress

@@ -143,7 +143,7 @@ def test_no_verb_is_no_run() -> None:
 def test_sizes_absolute_and_relative(text: str, now: int, size: int) -> None:
     request = parse_request(text, "size")
     assert request.resolve(now) == size
-    assert request.is_relative == text.strip().startswith("+")
+    assert (request.size is None) == text.strip().startswith("+")
 
 
 @pytest.mark.parametrize("text", ["", "+", "+%", "20%", "-5G", "-10%", "ten", "+5X", "5 G B", "++5G", "+5%%", "٣G"])

@@ -199,7 +199,7 @@ class PoolActivation:
         number = record.device_id_of(info.name)
         volume = self._ledger.by_id(number) if number is not None else None
         title = volume.title if volume else f"device {info.name}"
-        who = holders.describe(info.dev) or "something in the kernel"
+        who = holders.describe(info.dev)
         return InUse(f"the {title} is in use by {who}", hint="unmount it, or stop that, first")
 
 

@@ -84,7 +84,7 @@ def make(path: Path) -> None:
     try:
         with step("fill", new), closing(connect(new)) as connection:
             new.chmod(0o600)
-            # The file keeps this mode. It is set here because opening must not change a file that is no ledger.
+            # The file keeps its journal mode. It is set here since opening must not change a file that is no ledger.
             connection.execute("PRAGMA journal_mode = WAL")
             _upgrade(connection)
         with step("make", path):

@@ -9,8 +9,6 @@ from dmthin.kernel.retry import retry_busy
 from dmthin.store.state.model import Volume
 from dmthin.store.volumes.devices import Devices
 
-_UNKNOWN = "something in the kernel"
-
 
 def require_not_open_elsewhere(volume: Volume, devices: Devices) -> None:
     """Raise InUse for a device that is open but not mounted here, such as a virtual machine's disk.
@@ -27,7 +25,7 @@ def require_not_open_elsewhere(volume: Volume, devices: Devices) -> None:
         retry_busy(require_free)
     except InUse as error:
         now = devices.info(volume)
-        who = (holders.describe(now.dev) if now else "") or _UNKNOWN
+        who = holders.describe(now.dev) if now else holders.UNSEEN
         raise InUse(f"{error.message} by {who}", hint="stop that first") from None
 
 
@@ -36,12 +34,12 @@ def require_unused(volume: Volume, info: DeviceInfo | None) -> None:
     if info is None or not info.open_count:
         return
     if places := mount.of_device(info.dev):
-        who = users(info)
+        who = _users(info)
         raise InUse(
             f"the {volume.title} is mounted at {places[0].target}" + (f", in use by {who}" if who else ""),
             hint=f"run: dmthin container unmount {volume.name}, or give --force",
         )
-    raise InUse(f"the {volume.title} is in use by {holders.describe(info.dev) or _UNKNOWN}", hint="stop that first")
+    raise InUse(f"the {volume.title} is in use by {holders.describe(info.dev)}", hint="stop that first")
 
 
 def detach(info: DeviceInfo | None) -> None:
@@ -56,11 +54,11 @@ def unmount(volume: Volume, info: DeviceInfo, target: Path, *, lazy: bool) -> No
         mount.unmount(target, lazy=lazy)
     except InUse:
         inner = [entry.target for entry in mount.under(target) if entry.target != str(target)]
-        who = users(info) or (f"a mount at {inner[0]}" if inner else _UNKNOWN)
+        who = _users(info) or (f"a mount at {inner[0]}" if inner else holders.UNSEEN)
         hint = "stop that first, or give --force to detach it lazily"
         raise InUse(f"the {volume.title} is in use by {who}", hint=hint) from None
 
 
-def users(info: DeviceInfo) -> str:
+def _users(info: DeviceInfo) -> str:
     """Return the processes that use a volume, in words; empty for none but dmthin's own mounts."""
     return ", ".join(str(holder) for holder in holders.of_device(info.dev)[:5] if holder.pid)

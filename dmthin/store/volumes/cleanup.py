@@ -6,7 +6,6 @@ from functools import partial
 
 from dmthin.errors import NotFound
 from dmthin.kernel import holders, mount
-from dmthin.kernel.devicemapper import DeviceInfo
 from dmthin.store.state.ledger import Ledger
 from dmthin.store.state.model import Kind, State, Volume
 from dmthin.store.volumes.background import Queue
@@ -71,7 +70,7 @@ class Cleanup:
         finally:
             self._volumes.removal.finish(pending)
         if (left := self._ledger.by_id(volume.device_id)) and (info := self._volumes.info(left)):
-            logger.warning("the removed %s is still in use by %s", volume.title, describe_users(info))
+            logger.warning("the removed %s is still in use by %s", volume.title, holders.describe(info.dev))
 
     def _deactivate_unmounted(self, volume: Volume, attempts: int = _LINGER_ATTEMPTS) -> None:
         # The lock is not waited for: a pending removal holds it, whose rest may be next in this very queue.
@@ -83,8 +82,3 @@ class Cleanup:
             info = self._volumes.info(now)
             if info is not None and not mount.of_device(info.dev):
                 self._volumes.deactivate(now)
-
-
-def describe_users(info: DeviceInfo) -> str:
-    """Return the users of a device in words."""
-    return holders.describe(info.dev) or "something in the kernel"
