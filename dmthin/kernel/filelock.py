@@ -30,7 +30,7 @@ class _Flock(NamedTuple):
 _FLOCK = CStruct("=", _Flock)
 
 
-class Holder(NamedTuple):
+class LockHolder(NamedTuple):
     """A process that holds a lock, or has inherited its open file."""
 
     pid: int
@@ -63,14 +63,14 @@ def unlock(fd: int, byte: int = 0, length: int = 0) -> None:
     fcntl.fcntl(fd, _F_OFD_SETLK, _FLOCK.pack(_Flock(fcntl.F_UNLCK, os.SEEK_SET, byte, length)))
 
 
-def holders(fd: int, *wanted: int) -> list[Holder]:
+def holders(fd: int, *wanted: int) -> list[LockHolder]:
     """Return the processes that hold locks on some bytes of an open file, as far as /proc shows them to us.
 
     /proc/locks and F_OFD_GETLK give no process for such a lock; /proc/PID/fdinfo/FD lists the locks of each open file,
     with inode and bytes (proc(5)). Slow: it reads the descriptors of all processes that have a file of this name open.
     Where /proc is missing, there are none.
     """
-    found: list[Holder] = []
+    found: list[LockHolder] = []
     inode = os.fstat(fd).st_ino
     try:
         name = os.path.basename(os.readlink(f"/proc/self/fd/{fd}"))  # noqa: PTH115, PTH119
@@ -79,7 +79,7 @@ def holders(fd: int, *wanted: int) -> list[Holder]:
         return found
     for pid in sorted(int(entry) for entry in entries if entry.isdecimal()):
         if any(_holds(info, inode, wanted) for info in _open_files(pid, name)):
-            found.append(Holder(pid, _command(pid)))
+            found.append(LockHolder(pid, _command(pid)))
     return found
 
 
