@@ -168,7 +168,7 @@ def test_a_pool_made_by_hand_that_is_not_there(dm: IoctlDeviceMapper, scratch: P
         create_store(scratch / "store", ["dm.thinpooldev=rig-nothing"])
     with rigs.disk(dm, scratch / "disk", 16 * MIB) as disk, pytest.raises(InvalidValue, match="not a thin pool"):
         create_store(scratch / "store", [f"dm.thinpooldev={disk.name}"])
-    with pytest.raises(InvalidValue, match="no device name"):
+    with pytest.raises(InvalidValue, match="invalid device name"):
         create_store(scratch / "store", ["dm.thinpooldev=a b"])
     with rigs.pool(dm, scratch, data_size=GIB) as rig:
         store = create_store(scratch / "store", [*DEVICE_OPTIONS, f"dm.thinpooldev={rig.pool.name}"])
