@@ -20,6 +20,6 @@ def pytest_configure(config: pytest.Config) -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, signal.default_int_handler if number is signal.SIGINT else signal.SIG_DFL)
-    if folder := os.environ.get("DMTHIN_TEST_QUEUE"):
+    if folder := os.environ.pop("DMTHIN_TEST_QUEUE", ""):  # not for the pytest that a test starts in a guest
         stays = bool(os.environ.get("DMTHIN_TEST_STAYS"))
         config.pluginmanager.register(SharedQueue(Path(folder), stays=stays))
