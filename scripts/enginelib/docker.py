@@ -74,10 +74,11 @@ class Docker:
         """A docker command, whatever becomes of it."""
         return subprocess.run(self._line(*words), input=stdin, capture_output=True, env=self._environment(buildkit))
 
-    def begin(self, *words: str) -> "subprocess.Popen[bytes]":
-        """A docker command that goes on while we do."""
+    def begin(self, *words: str, stdin: int | None = None) -> "subprocess.Popen[bytes]":
+        """A docker command that goes on while we do; with `subprocess.PIPE` its input comes from us."""
         out = subprocess.PIPE
-        return subprocess.Popen(self._line(*words), stdout=out, stderr=out, env=self._environment(False))
+        environment = self._environment(False)
+        return subprocess.Popen(self._line(*words), stdin=stdin, stdout=out, stderr=out, env=environment)
 
     def _line(self, *words: str) -> list[str]:
         return ["docker", "--host", f"unix://{self.socket}", *words]
