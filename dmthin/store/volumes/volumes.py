@@ -79,8 +79,8 @@ class Volumes:
         Raises InUse for a volume that is open elsewhere, or a folder where another file system is mounted.
         """
         with self.locks.locked(volume) as volume:
-            self.plan_mount(volume, target)
-            return self.mount_locked(volume, target)
+            busy.require_not_open_elsewhere(volume, self.devices)
+            return self.mount_locked(volume, target)  # which checks the folder: reading the mount table once is enough
 
     def plan_mount(self, volume: Volume, target: Path) -> bool:
         """Return whether a volume is mounted at a folder already. Raises what mounting it there raises.
