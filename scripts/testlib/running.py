@@ -151,7 +151,7 @@ class _Lane:
             )
 
     def _speak(self) -> None:
-        """Show what the lane has said, if nobody has seen it yet."""
+        """Print the output of the lane, unless it was printed as it came."""
         if self._log is not None:
             say(self.lane.name)
             with self._log.open("rb") as log:
