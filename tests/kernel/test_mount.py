@@ -301,7 +301,8 @@ def test_a_program_on_it_that_runs(disk: Disk, mounted: Path) -> None:
 
 
 def test_a_process_with_the_block_device_open(disk: Disk) -> None:
-    assert holders.describe(device_number(disk)) == ""
+    assert holders.of_device(device_number(disk)) == []
+    assert holders.describe(device_number(disk)) == holders.UNSEEN
     with stopped(lambda: os.open(disk.node, os.O_RDONLY)) as pid:
         assert f"(pid {pid}, has {disk.node} open)" in holders.describe(device_number(disk))
 
