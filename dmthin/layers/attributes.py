@@ -53,6 +53,16 @@ class AttributeSetter:
             chmod_node(parent_fd, name, entry.mode)
         os.utime(name, ns=(entry.mtime_ns, entry.mtime_ns), dir_fd=parent_fd, follow_symlinks=False)
 
+    def set_on_link(self, entry: Entry, parent_fd: int, name: bytes, *, is_symlink: bool) -> None:
+        """Set the attributes in a hard link's header on its inode, as Docker does; of a symlink, no mode or times."""
+        if self._keep_owners:
+            os.chown(name, entry.uid, entry.gid, dir_fd=parent_fd, follow_symlinks=False)
+        if entry.xattrs:
+            self._xattrs(entry, proc_path(parent_fd, name))
+        if not is_symlink:
+            chmod_node(parent_fd, name, entry.mode)
+            os.utime(name, ns=(entry.mtime_ns, entry.mtime_ns), dir_fd=parent_fd, follow_symlinks=False)
+
     def _xattrs(self, entry: Entry, target: int | bytes) -> None:
         """Set the extended attributes of an entry. Raise InvalidValue, Unavailable, OSError."""
         for name, value in entry.xattrs.items():
@@ -77,6 +87,8 @@ class AttributeSetter:
                     raise InvalidValue(
                         f"{self._prefix}{what} is too large for this file system: {len(value)} bytes"
                     ) from error
+                elif error.errno == errno.EINVAL:  # such as a capability of an unknown revision
+                    raise InvalidValue(f"{self._prefix}the kernel does not accept the value of {what}") from error
                 else:
                     raise
 

@@ -9,6 +9,9 @@ from typing import Protocol
 MODE_BITS = 0o7777
 """Permission bits, set-uid, set-gid and sticky. Docker also writes the file type into the mode field of a tar."""
 
+NO_OWNER = -1
+"""The id of an entry that has none: chown(2) leaves the owner as it is."""
+
 _SHOWN_LENGTH = 200
 NO_XATTRS: Mapping[str, bytes] = MappingProxyType({})
 
@@ -30,11 +33,11 @@ class Entry:
     """The metadata of one path in a tree, without the file's data.
 
     Paths are bytes, as in the kernel, and not validated: they may be absolute, empty or too long, or contain `..`.
-    `size` is the length of the file in bytes. `segments` lists the (offset, length) extents of a sparse file that
-    hold data: ascending, not empty, within `size`; None means that the file has no holes. `link` is the target of a
-    symbolic link, or the path from the root of the tree of the entry that a hard link refers to; a hard link repeats
-    the attributes of that entry. `device` is an os.makedev() number. Keys of `xattrs` include the namespace
-    ("security.capability") and are decoded with surrogateescape.
+    `uid` and `gid` may be NO_OWNER. `size` is the length of the file in bytes. `segments` lists the (offset, length)
+    extents of a sparse file that hold data: ascending, not empty, within `size`; None means that the file has no
+    holes. `link` is the target of a symbolic link, or the path from the root of the tree of the entry that a hard
+    link refers to; a hard link repeats the attributes of that entry. `device` is an os.makedev() number. Keys of
+    `xattrs` include the namespace ("security.capability") and are decoded with surrogateescape.
     """
 
     path: bytes

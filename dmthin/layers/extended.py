@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from dmthin.layers.header import Malformed, TarHeader, parse_decimal, parse_pax, parse_time
+from dmthin.layers.header import Malformed, TarHeader, parse_decimal, parse_integer, parse_pax, parse_time
 
 Segments = list[tuple[int, int]]
 """(offset, length) in bytes of the extents that hold data."""
@@ -15,7 +15,7 @@ class Extended:
     """Collects the extended headers of one entry; `complete` then applies them to the entry's own header.
 
     Values of `xattrs` are exact bytes, and may be empty. Records that have no field here are ignored, among them
-    access control lists in text form, atime, and user and group names.
+    atime, and user and group names.
     """
 
     name: bytes = b""
@@ -75,7 +75,7 @@ class Extended:
 
     def _number(self, key: bytes, otherwise: int) -> int:
         text = self.records.get(key)
-        return otherwise if text is None else parse_decimal(text, key.decode())
+        return otherwise if text is None else parse_integer(text, key.decode())
 
     @property
     def sparse_version(self) -> str:

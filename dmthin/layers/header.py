@@ -23,10 +23,15 @@ _EXTENSION_CONTINUED = 504
 NANOSECONDS = 1_000_000_000
 _TIME = re.compile(rb"(-?)([0-9]{1,18})(?:\.([0-9]*))?")
 _DECIMAL = re.compile(rb"[0-9]{1,19}")
+_INTEGER = re.compile(rb"[-+]?[0-9]{1,19}")
 
 
 class Malformed(Exception):
     """The reason why a header is invalid. TarReader adds the archive's name and the offset."""
+
+
+class NoHeader(Malformed):
+    """The block is no header at all: its checksum is wrong."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,15 +55,16 @@ class TarHeader:
 
 @functools.lru_cache(maxsize=4096)
 def number(field: bytes) -> int:
-    """Return the number in a header field: octal digits between spaces and NULs, or base-256 if the first bit is set.
+    """Return the number in a header field: octal digits, or base-256 if the first bit is set.
 
-    Raise Malformed.
+    Spaces and NULs may come before the digits. The first space or NUL after them ends the number; what follows is
+    ignored, as in GNU tar and Go. Raise Malformed.
     """
     if field[0] & 0x80:
         bits = 8 * len(field) - 1
         value = int.from_bytes(field, "big") & ((1 << bits) - 1)
         return value - (1 << bits) if field[0] & 0x40 else value
-    digits = field.strip(b" \0")
+    digits = field.lstrip(b" \0").partition(b"\0")[0].partition(b" ")[0]
     if not digits:
         return 0
     if not digits.isdigit() or b"8" in digits or b"9" in digits:
@@ -72,16 +78,19 @@ def _text(field: bytes) -> bytes:
 
 
 def parse_header(block: bytes) -> TarHeader:
-    """Decode a block of 512 bytes. Raise Malformed for a wrong checksum or number."""
+    """Decode a block of 512 bytes. Raise NoHeader for a wrong checksum, Malformed for a wrong number."""
     # fmt: off
     (name, mode, uid, gid, size, mtime, checksum, kind, link, magic,
      _uname, _gname, major, minor, prefix) = LAYOUT.unpack(block)
     # fmt: on
-    expected = number(checksum)
+    try:
+        expected = number(checksum)
+    except Malformed:
+        raise NoHeader("the checksum of a header is not a number") from None
     plain_sum = sum(block) - sum(checksum) + 8 * ord(" ")
     # Sun's and NeXT's tar summed signed bytes (GNU tar, "Checksumming Problems").
     if expected != plain_sum and expected != plain_sum - 256 * sum(byte >> 7 for byte in block[:148] + block[156:]):
-        raise Malformed("the checksum of a header is wrong")
+        raise NoHeader("the checksum of a header is wrong")
     name = _text(name)
     device = kind in b"34"
     # GNU's own format has times and sparse maps where ustar has the prefix of a long name.
@@ -139,6 +148,13 @@ def parse_time(text: bytes) -> int:
 def parse_decimal(text: bytes, what: str) -> int:
     """Return the count or size in a PAX record. Raise Malformed, naming `what`, unless it is 0 to LARGEST."""
     if _DECIMAL.fullmatch(text) is None or (value := int(text)) > LARGEST:
+        raise Malformed(f"{text[:40]!r} is not a {what}")
+    return value
+
+
+def parse_integer(text: bytes, what: str) -> int:
+    """Return the number in a PAX record, which may have a sign. Raise Malformed, naming `what`, beyond 64 bits."""
+    if _INTEGER.fullmatch(text) is None or abs(value := int(text)) > LARGEST:
         raise Malformed(f"{text[:40]!r} is not a {what}")
     return value
 

@@ -4,7 +4,7 @@ import struct
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from dmthin.layers.entry import Entry, EntryType, shown
+from dmthin.layers.entry import Entry, shown
 
 _ACLS = ("system.posix_acl_access", "system.posix_acl_default")
 _ACL_VERSION = struct.pack("<I", 2)
@@ -73,8 +73,7 @@ class Owners:
 
     def _mapped(self, entry: Entry, user: Callable[[int], int | None], group: Callable[[int], int | None]) -> Entry:
         """Return the entry with its owner and the owners in its access control lists mapped. Raise Unmapped."""
-        # A hard link has no owner of its own; the fields of its header are meaningless.
-        if entry.type is EntryType.HARDLINK or not (self.users.ranges or self.groups.ranges):
+        if not (self.users.ranges or self.groups.ranges):
             return entry
 
         def mapped(kind: str, number: int, mapping: Callable[[int], int | None]) -> int:

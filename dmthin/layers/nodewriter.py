@@ -27,15 +27,16 @@ Raises FileExistsError if the name is taken, InvalidValue for an invalid entry, 
 class NodeWriter:
     """Creates the inode of an entry, of any type but a directory, with its data and attributes.
 
-    `create` has the function for each type. Targets of hard links are resolved in `tree`. With `find_holes`, zeros in
-    the data become holes, because a layer's tar has none. Messages begin with `prefix`.
+    `create` has the function for each type. Targets of hard links are resolved in `tree`. With `layer`, zeros in the
+    data become holes, because a layer's tar has none, and a hard link's inode gets the attributes in the link's header,
+    as in Docker and containerd. Messages begin with `prefix`.
     """
 
-    def __init__(self, tree: ConfinedTree, attributes: AttributeSetter, *, prefix: str, find_holes: bool) -> None:
+    def __init__(self, tree: ConfinedTree, attributes: AttributeSetter, *, prefix: str, layer: bool) -> None:
         self._tree = tree
         self._attributes = attributes
         self._prefix = prefix
-        self._find_holes = find_holes
+        self._layer = layer
         self.create: dict[EntryType, Create] = {
             EntryType.FILE: self._file,
             EntryType.SYMLINK: self._symlink,
@@ -59,7 +60,7 @@ class NodeWriter:
             os.close(fd)
 
     def _fill(self, fd: int, entry: Entry, data: Reader) -> None:
-        if self._find_holes:
+        if self._layer:
             end = 0
             for offset, length in ((0, entry.size),) if entry.segments is None else entry.segments:
                 end = write_sparse(fd, data, offset, length)
@@ -84,7 +85,7 @@ class NodeWriter:
         self._attributes.set_on_name(entry, parent.fd, name, inherited=parent.has_default_acl)
 
     def _hardlink(self, entry: Entry, parent: OpenDirectory, name: bytes, data: Reader) -> None:
-        """Link to a file, device, fifo or symbolic link below the root, whose attributes stay as they are.
+        """Link to a file, device, fifo or symbolic link below the root, whose attributes stay unless this is a `layer`.
 
         Raise InvalidValue if the target is missing, a directory or the root.
         """
@@ -108,6 +109,8 @@ class NodeWriter:
             there = os.lstat(name, dir_fd=parent.fd)
             if (there.st_dev, there.st_ino) != (info.st_dev, info.st_ino):
                 raise
+        if self._layer:
+            self._attributes.set_on_link(entry, parent.fd, name, is_symlink=stat.S_ISLNK(info.st_mode))
 
     def _invalid(self, text: str) -> InvalidValue:
         return InvalidValue(self._prefix + text)

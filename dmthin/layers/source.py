@@ -39,8 +39,9 @@ class Source(ABC):
 
 
 class _TarSource(Source):
-    def __init__(self, stream: Readable, name: str) -> None:
+    def __init__(self, stream: Readable, name: str, *, layer: bool) -> None:
         super().__init__(name)
+        self._layer = layer
         self._raw = RawInput(stream, name)
         self.total = self._raw.total
 
@@ -49,7 +50,7 @@ class _TarSource(Source):
         return self._raw.position
 
     def __iter__(self) -> Iterator[tuple[Entry, Reader]]:
-        return iter(TarReader(ByteStream(self._raw), self.name))
+        return iter(TarReader(ByteStream(self._raw), self.name, layer=self._layer))
 
 
 class _TreeSource(Source):
@@ -66,8 +67,10 @@ class _TreeSource(Source):
 
 
 @contextmanager
-def open_source(source: str | os.PathLike[str] | BinaryIO) -> Iterator[Source]:
+def open_source(source: str | os.PathLike[str] | BinaryIO, *, layer: bool = False) -> Iterator[Source]:
     """Open a directory or a tar: a path, `-` for standard input, or an open stream.
+
+    With `layer`, the tar is a layer of an image, see TarReader.
 
     A tar may be compressed with gzip, xz, zstd or bzip2, which is detected by its first bytes, not its name. Of an
     open stream only `read(size)` is used, and it is not closed.
@@ -79,7 +82,7 @@ def open_source(source: str | os.PathLike[str] | BinaryIO) -> Iterator[Source]:
         if os.isatty(0):
             raise InvalidValue("standard input is a terminal, not an archive", hint="redirect a tar to it")
         with open(0, "rb", buffering=0, closefd=False) as stream:
-            yield _TarSource(stream, "standard input")
+            yield _TarSource(stream, "standard input", layer=layer)
     elif isinstance(source, (str, os.PathLike)):
         path = os.fspath(source)
         name = shown(os.fsencode(path))
@@ -93,11 +96,11 @@ def open_source(source: str | os.PathLike[str] | BinaryIO) -> Iterator[Source]:
                 yield _TreeSource(fd, name)
             else:
                 with open(fd, "rb", buffering=0, closefd=False) as stream:
-                    yield _TarSource(stream, name)
+                    yield _TarSource(stream, name, layer=layer)
         finally:
             os.close(fd)
     else:
-        yield _TarSource(source, "the archive")
+        yield _TarSource(source, "the archive", layer=layer)
 
 
 @dataclass(frozen=True, slots=True)

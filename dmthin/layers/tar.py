@@ -2,27 +2,29 @@
 
 It is strict where tolerance would turn a damaged archive into an incomplete tree: an invalid header in the middle is
 an error and not the end of the archive, and so is a truncated member. Like GNU tar, it accepts an archive without the
-final blocks of zeros if the last member is complete. Global PAX headers are ignored, as in Docker.
+final blocks of zeros if the last member is complete. Global PAX headers are ignored, as in Docker. A number that no
+inode can have makes no archive unusable: it is taken as Docker takes it.
 """
 
+import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from dmthin.errors import InvalidValue
-from dmthin.layers.entry import MODE_BITS, NO_DATA, NO_XATTRS, Entry, EntryType, Reader, shown
-from dmthin.layers.extended import Extended, Segments
+from dmthin.layers.entry import MODE_BITS, NO_DATA, NO_OWNER, NO_XATTRS, Entry, EntryType, Reader, shown
+from dmthin.layers.extended import Extended
+from dmthin.layers.foreign import foreign_format
 from dmthin.layers.header import (
     BLOCK,
     LARGEST,
     NANOSECONDS,
     ZERO_BLOCK,
     Malformed,
+    NoHeader,
     TarHeader,
-    parse_decimal,
     parse_header,
-    parse_sparse,
-    parse_sparse_size,
 )
+from dmthin.layers.sparse import read_gnu_map, read_map, validated
 from dmthin.layers.stream import ByteStream
 from dmthin.units import MIB
 
@@ -32,14 +34,17 @@ _MAX_TRAILER = 64 * MIB
 MAX_EXTENSION = MIB
 """Limit in bytes of a long name or a PAX header, the same as Docker's (maxSpecialFileSize of Go's archive/tar)."""
 
-MAX_SEGMENTS = 1 << 18
-"""Limit of extents in one sparse file: about 40 MiB of memory."""
-
 MAX_ID = (1 << 32) - 2
 """The largest user or group id. For the next one, -1, chown(2) leaves the owner unchanged."""
 
-_MAX_MAJOR, _MAX_MINOR = (1 << 12) - 1, (1 << 20) - 1
+_ID_MASK, _MAJOR_MASK, _MINOR_MASK = (1 << 32) - 1, (1 << 12) - 1, (1 << 20) - 1
+"""The bits of an id and of a device number that the kernel takes of a larger number (uid_t, and mknod(2)'s dev_t)."""
+
 _MAX_TIME = (1 << 62) * NANOSECONDS
+logger = logging.getLogger(__name__)
+_LABEL, _INCREMENTAL, _MULTI_VOLUME = b"V", b"D", b"M"
+"""Types of GNU tar: the name of a volume, a directory with the list of its names, the rest of a split file."""
+
 _EXTENSIONS = frozenset((b"x", b"X", b"g", b"L", b"K"))
 _TYPES = {
     b"0": EntryType.FILE,
@@ -51,6 +56,7 @@ _TYPES = {
     b"3": EntryType.CHAR_DEVICE,
     b"4": EntryType.BLOCK_DEVICE,
     b"5": EntryType.DIRECTORY,
+    _INCREMENTAL: EntryType.DIRECTORY,
     b"6": EntryType.FIFO,
 }
 
@@ -79,9 +85,10 @@ class _MemberData:
         return piece
 
     def skip(self, padding: int) -> None:
-        if self._stream.skip(self._left + padding):
+        if self._stream.skip(self._left):
             raise self._truncated()
         self._left = 0
+        self._stream.skip(padding)  # the padding of the last member may be missing, as in Go
 
     def _truncated(self) -> InvalidValue:
         return InvalidValue(f"{self._archive} is truncated: it ends within {shown(self._name)}")
@@ -90,13 +97,16 @@ class _MemberData:
 class TarReader:
     """Iterates over the (entry, reader) pairs of an archive. A reader is valid until the next entry is requested.
 
-    Iteration raises InvalidValue, with the archive's name and the offset, for anything but a complete, valid tar; and
-    what ByteStream raises.
+    With `layer`, entries have the extended attributes that Docker and containerd read (SCHILY.xattr.*); otherwise also
+    access control lists and what other archivers record. Iteration raises InvalidValue, with the archive's name and
+    the offset, for anything but a complete, valid tar; and what ByteStream raises.
     """
 
-    def __init__(self, stream: ByteStream, name: str) -> None:
+    def __init__(self, stream: ByteStream, name: str, *, layer: bool = False) -> None:
         self._stream = stream
         self._name = name
+        self._layer = layer
+        self._start = b""
 
     def __iter__(self) -> Iterator[tuple[Entry, Reader]]:
         extended: Extended | None = None
@@ -112,6 +122,10 @@ class TarReader:
                 if header.type in _EXTENSIONS:
                     extended = self._extend(extended, header)
                     continue
+                if header.type == _LABEL:
+                    self._stream.skip(header.size + -header.size % BLOCK if 0 < header.size <= LARGEST else 0)
+                    extended = None
+                    continue
                 entry, stored = self._entry(header, block, extended)
             except Malformed as error:
                 raise self._invalid(error, at) from None
@@ -126,20 +140,24 @@ class TarReader:
             raise InvalidValue(f"{self._name} has data after the end of the tar", hint="pass a single archive")
 
     def _invalid(self, error: Malformed, at: int) -> InvalidValue:
-        if at:
+        if at or not isinstance(error, NoHeader):
             return InvalidValue(f"{self._name} is corrupt at byte {at} of the tar: {error}")
-        return InvalidValue(
-            f"{self._name} is not a tar archive: {error}",
-            hint="pass a tar, plain or compressed with gzip, xz, zstd or bzip2",
-        )
+        hint = "pass a tar, plain or compressed with gzip, xz, zstd or bzip2"
+        if what := foreign_format(self._start):
+            return InvalidValue(f"{self._name} is {what}, which dmthin does not read", hint=hint)
+        return InvalidValue(f"{self._name} is not a tar archive: {error}", hint=hint)
 
     def _next_block(self) -> bytes | None:
         """Return the next header block, None at the end of the archive. Raise Malformed."""
         first = self._stream.offset == 0
         block = self._stream.upto(BLOCK)
+        if first:
+            self._start = block
         if len(block) < BLOCK:
-            if block or first:
-                raise Malformed("it ends within a header" if block else "it is empty")
+            if first:
+                raise NoHeader("it is shorter than a header" if block else "it is empty")
+            if block.strip(b"\0"):
+                raise Malformed("it ends within a header")
             return None
         if block != ZERO_BLOCK:
             return block
@@ -166,110 +184,62 @@ class TarReader:
         """Return the entry of a header, and how many bytes of data follow in the archive. Raise Malformed."""
         if extended is not None:
             header = extended.complete(header)
+        if header.type == _MULTI_VOLUME:
+            raise Malformed(f"it begins within {shown(header.name)}, in the middle of a multi-volume archive")
         kind = _TYPES.get(header.type)
-        if kind is None:
-            raise Malformed(f"{shown(header.name)} has the unknown type {header.type!r}")
+        if kind is None:  # POSIX (pax, "typeflag") and GNU tar: a regular file
+            logger.warning("%s has the unknown type %r: taken as a file", shown(header.name), header.type)
+            kind = EntryType.FILE
         if header.type == b"\0" and header.name.endswith(b"/"):
             kind = EntryType.DIRECTORY  # V7 has no type flag for directories
-        if not (
-            0 <= header.size <= LARGEST
-            and 0 <= header.uid <= MAX_ID
-            and 0 <= header.gid <= MAX_ID
-            and -_MAX_TIME <= header.mtime_ns <= _MAX_TIME
-        ):
-            raise Malformed(f"{shown(header.name)} has an invalid size, owner or time")
         # Only files have data, whatever size the header of another type states (the same in Go and Python).
-        size = stored = header.size if kind is EntryType.FILE else 0
+        has_data = kind is EntryType.FILE or header.type == _INCREMENTAL
+        if has_data and not 0 <= header.size <= LARGEST:
+            raise Malformed(f"{shown(header.name)} has the invalid size {header.size}")
+        stored = header.size if has_data else 0
+        size = stored if kind is EntryType.FILE else 0
         segments = None
         if kind is EntryType.FILE:
             if header.type == b"S":
-                size, segments = self._sparse_gnu(block, stored)
+                size, segments = read_gnu_map(self._stream, block, stored)
             elif extended is not None and (version := extended.sparse_version):
                 size = extended.sparse_size()
                 if version == "1.0":
-                    stored, pairs = self._sparse_map(stored)
+                    stored, pairs = read_map(self._stream, stored)
                 else:
                     pairs = extended.sparse_map()
-                segments = _validated(pairs, size, stored)
+                segments = validated(pairs, size, stored)
         entry = Entry(
             header.name,
             kind,
             header.mode & MODE_BITS,
-            header.uid,
-            header.gid,
-            header.mtime_ns,
+            _id(header.uid),
+            _id(header.gid),
+            max(-_MAX_TIME, min(header.mtime_ns, _MAX_TIME)),
             size,
             header.link if kind in (EntryType.SYMLINK, EntryType.HARDLINK) else b"",
             _device(header) if kind in (EntryType.CHAR_DEVICE, EntryType.BLOCK_DEVICE) else 0,
-            NO_XATTRS if extended is None else extended.xattrs,
+            self._xattrs(header.name, extended),
             segments,
         )
         return entry, stored
 
-    def _sparse_gnu(self, block: bytes, stored: int) -> tuple[int, tuple[tuple[int, int], ...] | None]:
-        """Return the size and the extents of a file of GNU's type S. Raise Malformed.
+    def _xattrs(self, path: bytes, extended: Extended | None) -> Mapping[str, bytes]:
+        if extended is None:
+            return NO_XATTRS
+        if self._layer or not extended.records:
+            return extended.xattrs
+        from dmthin.layers.foreign_xattrs import foreign_xattrs  # its imports would delay the start of each worker
 
-        Its map continues in extension blocks between the header and the data.
-        """
-        size = parse_sparse_size(block)
-        pairs, more = parse_sparse(block, continued=False)
-        while more:
-            block = self._stream.upto(BLOCK)
-            if len(block) < BLOCK:
-                raise Malformed("it ends within a sparse map")
-            found, more = parse_sparse(block, continued=True)
-            pairs += found
-            if len(pairs) > MAX_SEGMENTS:
-                raise Malformed(f"a sparse map of more than {MAX_SEGMENTS} extents")
-        return size, _validated(pairs, size, stored)
+        return {**foreign_xattrs(extended.records, path), **extended.xattrs}
 
-    def _sparse_map(self, stored: int) -> tuple[int, Segments]:
-        """Read the sparse map of version 1.0, decimal lines in whole blocks before the data. Raise Malformed.
 
-        The first line is the number of extents; the offset and the length of each follow. Return what the map leaves
-        of the `stored` bytes, and the extents.
-        """
-        numbers: list[int] = []
-        wanted = -1  # numbers after the first line; -1: the first line has not been read
-        rest = b""
-        while wanted < 0 or len(numbers) < wanted:
-            block = self._stream.upto(BLOCK)
-            if len(block) < BLOCK or stored < BLOCK or len(rest) > BLOCK:
-                raise Malformed("an unterminated sparse map")
-            stored -= BLOCK
-            *lines, rest = (rest + block).split(b"\n")
-            for line in lines:
-                value = parse_decimal(line, "number in a sparse map")
-                if wanted >= 0:
-                    numbers.append(value)
-                elif value > MAX_SEGMENTS:
-                    raise Malformed(f"a sparse map of more than {MAX_SEGMENTS} extents")
-                else:
-                    wanted = 2 * value
-        return stored, list(zip(numbers[:wanted:2], numbers[1:wanted:2], strict=True))
+def _id(number: int) -> int:
+    """Return a user or group id as chown(2) takes it: 32 bits, -1 for "leave the owner"."""
+    number &= _ID_MASK
+    return NO_OWNER if number > MAX_ID else number
 
 
 def _device(header: TarHeader) -> int:
-    """Return the os.makedev() number of a device. Raise Malformed for more than the kernel's 12 and 20 bits."""
-    if not (0 <= header.major <= _MAX_MAJOR and 0 <= header.minor <= _MAX_MINOR):
-        raise Malformed(f"{shown(header.name)} has the invalid device number {header.major}:{header.minor}")
-    return os.makedev(header.major, header.minor)
-
-
-def _validated(pairs: Segments, size: int, stored: int) -> tuple[tuple[int, int], ...] | None:
-    """Return the extents of a sparse file, None if it has no hole.
-
-    Raise Malformed unless they are ascending, within `size`, and `stored` bytes in total.
-    """
-    segments = []
-    end = total = 0
-    for offset, length in pairs:
-        if offset < end or length < 0 or offset + length > size:
-            raise Malformed("an inconsistent sparse map")
-        end = offset + length
-        total += length
-        if length:  # GNU tar marks the end of a file by an extent of length 0
-            segments.append((offset, length))
-    if total != stored or size > LARGEST:
-        raise Malformed("a sparse map inconsistent with the sizes in its headers")
-    return None if segments == [(0, size)] else tuple(segments)
+    """Return the os.makedev() number of a device: the 12 and 20 bits that Docker passes to mknod(2)."""
+    return os.makedev(header.major & _MAJOR_MASK, header.minor & _MINOR_MASK)

@@ -51,7 +51,7 @@ def unpack(
     Raise what `open_source`, the source's iterator, Unpacker and `Unpacker.apply` raise.
     """
     with (
-        nullcontext(source) if isinstance(source, Source) else open_source(source) as entries,
+        nullcontext(source) if isinstance(source, Source) else open_source(source, layer=layer) as entries,
         Unpacker(
             root,
             source=entries.name,

@@ -4,6 +4,7 @@ import errno
 import os
 import stat
 from contextlib import suppress
+from dataclasses import replace
 
 from dmthin.errors import DmthinError, InvalidValue, KernelError, NoDataSpace
 from dmthin.kernel.openat import open_entry
@@ -14,6 +15,9 @@ from dmthin.layers.idmap import Owners, Unmapped
 from dmthin.layers.nodewriter import NodeWriter
 from dmthin.layers.whiteout import LINK_TARGETS, PREFIX, CreatedNames, WhiteoutKind, whiteout_kind
 from dmthin.os_errors import TREE_WRITE, explain
+
+LATEST = (1 << 63) - 1
+"""The latest time in a layer, in nanoseconds since 1970: what a 64-bit number holds, year 2262 (moby's boundTime)."""
 
 _FULL = frozenset((errno.ENOSPC, errno.EDQUOT))
 
@@ -27,9 +31,10 @@ class Unpacker:
     by `owners`; otherwise the caller's. `max_entries` limits the number of entries. Messages begin with `source`. The
     times of directories are restored when the unpacker is closed; use it as a context manager.
 
-    With `layer`, the entries are an image layer, applied to the tree of the layer below: names that begin with `.wh.`
-    are whiteouts, and zeros in file data become holes, because a layer's tar has no sparse files. The names that the
-    layer creates are then kept in memory, because an opaque whiteout must not remove them.
+    With `layer`, the entries are an image layer, applied to the tree of the layer below as Docker and containerd do:
+    names that begin with `.wh.` are whiteouts; zeros in file data become holes, because a layer's tar has no sparse
+    files; times before 1970 and after 2262 become 0; a hard link's header sets the attributes of its inode. The names
+    that the layer creates are then kept in memory, because an opaque whiteout must not remove them.
 
     The constructor raises InvalidValue (the container's root is not in the id map) and KernelError. After an error the
     tree is incomplete, and the caller should discard it.
@@ -66,7 +71,7 @@ class Unpacker:
                     os.close(fd)
         except OSError as error:
             raise KernelError(f"cannot unpack to {root}: {error.strerror}", errno=error.errno or 0) from error
-        writer = NodeWriter(self._tree, self._attributes, prefix=self._prefix, find_holes=layer)
+        writer = NodeWriter(self._tree, self._attributes, prefix=self._prefix, layer=layer)
         self._create = writer.create
 
     def __enter__(self) -> "Unpacker":
@@ -106,6 +111,8 @@ class Unpacker:
             if self._created is not None and not self._is_created(entry, parent_path, name):
                 self.bytes += entry.size
                 return
+            if self._created is not None and not 0 <= entry.mtime_ns <= LATEST:
+                entry = replace(entry, mtime_ns=0)
             entry = self._owners.to_host(entry)
             if entry.type is EntryType.DIRECTORY:
                 self._directory(entry, parent_path, name)
@@ -146,7 +153,12 @@ class Unpacker:
         if kind is not WhiteoutKind.IGNORED:
             try:
                 parent = self._tree.directory(parent_path)
-            except (FileNotFoundError, NotADirectoryError):
+            except FileNotFoundError:
+                # Engines create the directory even if there is nothing in it to delete; a dangling link stays.
+                with suppress(FileExistsError):
+                    self._tree.make_directory(parent_path, owner=self._root_owner)
+                return False
+            except NotADirectoryError:
                 return False
             if kind is WhiteoutKind.DELETE:
                 self._remove(parent, name[len(PREFIX) :])

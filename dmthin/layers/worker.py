@@ -127,7 +127,7 @@ def _owners(job: Job) -> Owners:
 
 def _apply(job: Job, stream: ByteStream) -> int:
     with Unpacker(job.root, source=job.name, max_entries=job.max_entries, layer=True, owners=_owners(job)) as unpacker:
-        for entry, data in TarReader(stream, job.name):
+        for entry, data in TarReader(stream, job.name, layer=True):
             with steps.step("apply", shown(entry.path)):
                 unpacker.apply(entry, data)
         return unpacker.bytes
