@@ -3,7 +3,7 @@
 import gzip
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from enginelib.daemons import tar_of
 
@@ -45,11 +45,21 @@ def oci_archive(name: str, layers: Sequence[bytes]) -> bytes:
 
 def docker_archive(name: str, layers: Sequence[bytes]) -> bytes:
     """What `docker save` writes for an image."""
-    files = {f"{number}/layer.tar": layer for number, layer in enumerate(layers)}
-    config = _config(name, layers)
-    config_name = f"{hashlib.sha256(config).hexdigest()}.json"
-    manifest = [{"Config": config_name, "RepoTags": [name], "Layers": list(files)}]
-    return tar_of({**files, config_name: config, "manifest.json": _json(manifest)})
+    return docker_archive_of({name: layers})
+
+
+def docker_archive_of(images: Mapping[str, Sequence[bytes]]) -> bytes:
+    """What `docker save` writes for several images."""
+    files: dict[str, bytes] = {}
+    manifest = []
+    for name, layers in images.items():
+        paths = {f"{digest(layer).partition(':')[2]}/layer.tar": layer for layer in layers}
+        config = _config(name, layers)
+        config_name = f"{hashlib.sha256(config).hexdigest()}.json"
+        files |= {**paths, config_name: config}
+        order = [f"{digest(layer).partition(':')[2]}/layer.tar" for layer in layers]
+        manifest.append({"Config": config_name, "RepoTags": [name], "Layers": order})
+    return tar_of({**files, "manifest.json": _json(manifest)})
 
 
 def _config(name: str, layers: Sequence[bytes]) -> bytes:

@@ -37,7 +37,11 @@ def tree(root: Path) -> dict[str, Entry]:
     for folder, folders, files in os.walk(root):
         for name in (*folders, *files):
             path = os.path.join(folder, name)
-            found[os.path.relpath(path, root)] = status = os.lstat(path)
+            try:
+                status = os.lstat(path)
+            except FileNotFoundError:  # overlayfs lists a whiteout in a directory that only one layer has
+                continue
+            found[os.path.relpath(path, root)] = status
             if not stat.S_ISDIR(status.st_mode):
                 names.setdefault(status.st_ino, []).append(os.path.relpath(path, root))
     return {
@@ -64,14 +68,20 @@ def _content(path: Path, status: os.stat_result) -> str:
     return str(status.st_rdev)
 
 
+def layers_of(docker: Docker, image: str) -> list[str]:
+    """The graphdriver's ids of an image's layers, the lowest first."""
+    chain = ""
+    found = []
+    for layer in json.loads(docker("image", "inspect", "-f", "{{json .RootFS.Layers}}", image)):
+        chain = f"sha256:{hashlib.sha256(f'{chain} {layer}'.encode()).hexdigest()}" if chain else layer
+        record = docker.data_root / "image" / docker.driver / "layerdb" / chain.replace(":", "/") / "cache-id"
+        found.append(record.read_text().strip())
+    return found
+
+
 def top_layer(docker: Docker, image: str) -> str:
     """The graphdriver's id of an image's uppermost layer."""
-    first, *others = json.loads(docker("image", "inspect", "-f", "{{json .RootFS.Layers}}", image))
-    chain: str = first
-    for layer in others:
-        chain = f"sha256:{hashlib.sha256(f'{chain} {layer}'.encode()).hexdigest()}"
-    record = docker.data_root / "image" / docker.driver / "layerdb" / chain.replace(":", "/") / "cache-id"
-    return record.read_text().strip()
+    return layers_of(docker, image)[-1]
 
 
 @contextmanager
