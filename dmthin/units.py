@@ -10,6 +10,9 @@ SECTOR = 512
 METADATA_BLOCK = 4096
 """Bytes of a block of thin-pool metadata."""
 
+FILE_SYSTEM_BLOCK = 4096
+"""Bytes of a block of ext4 and XFS: what a size leaves over beyond whole blocks, no file system uses."""
+
 KIB = 1024
 MIB = 1024 * KIB
 GIB = 1024 * MIB
@@ -85,6 +88,14 @@ def format_exact(size: int) -> str:
 def format_percent(part: int, whole: int) -> str:
     """Return `part` of `whole` in percent with two decimals, `-` if `whole` is 0."""
     return f"{100 * part / whole:.2f}%" if whole else "-"
+
+
+def volume_size(size: int) -> int:
+    """Return the bytes of a volume that was asked for with `size` bytes: rounded up to blocks of a file system.
+
+    Orchestrators ask for 1G as 1000000000, or for a byte more than 1Gi, and expect no less than that.
+    """
+    return round_up(size, FILE_SYSTEM_BLOCK)
 
 
 def round_up(value: int, step: int) -> int:

@@ -6,7 +6,7 @@ from typing import Any
 
 from dmthin.cli.call import Call
 from dmthin.cli.results import report_volume
-from dmthin.cli.sizes import human, parse_request, require_whole_kib
+from dmthin.cli.sizes import human, parse_request
 
 
 def create(call: Call) -> None:
@@ -56,7 +56,7 @@ def resize(call: Call) -> None:
     request = parse_request(call.arguments.size, "size")
     with call.store() as store:
         before = store.ledger.ready(name, Kind.CONTAINER).size
-        size = require_whole_kib(request.resolve(before), "size")
+        size = request.resolve(before)
         if _planned(call, lambda plans: plans.container_resize(store, name, size)):
             return
         now = store.containers.resize(name, size)

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 
 from dmthin.errors import InvalidValue
-from dmthin.units import KIB, MIB, format_exact, format_size, parse_size, round_up
+from dmthin.units import MIB, format_exact, format_size, parse_size, round_up
 
 _LARGEST = 1 << 60
 """1 EiB, more than the maximum of any file system or device supported here."""
@@ -44,13 +44,6 @@ def parse_request(text: str, what: str) -> SizeRequest:
     if share := _SHARE.fullmatch(more):
         return SizeRequest(share=round(float(share[1]) * 1000))
     return SizeRequest(added=parse_size(more, what))
-
-
-def require_whole_kib(size: int, what: str) -> int:
-    """Return the size if it is a multiple of 1 KiB, as file systems require. Raise InvalidValue."""
-    if size % KIB:
-        raise InvalidValue(f"{what}: {size} is not a multiple of 1K", hint="round the size")
-    return size
 
 
 def human(size: int) -> str:

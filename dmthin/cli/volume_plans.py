@@ -104,9 +104,9 @@ def container_resize(store: Store, name: str, size: int) -> list[str]:
     lines = [LEDGER, *activating(store)]
     device = record.device_name(larger.device_id)
     if info is None:
-        lines.append(plan_lines.create(record, larger.device_id, size))
+        lines.append(plan_lines.create(record, larger.device_id, larger.size))
     else:
-        table = plan_lines.thin_table(record, larger.device_id, size).target()
+        table = plan_lines.thin_table(record, larger.device_id, larger.size).target()
         lines += [dmsetup(load_arguments(device, [table])), f"dmsetup resume {device}"]
     node = info.node if info else plan_lines.node(record, larger.device_id)
     if info and (places := mount.of_device(info.dev)):

@@ -13,7 +13,7 @@ from dmthin.store.create import ensure_store
 from dmthin.store.state.model import Kind
 from dmthin.store.store import Store
 from dmthin.store.volumes.background import Background, BackgroundQueue
-from dmthin.units import parse_size
+from dmthin.units import parse_size, volume_size
 
 DEFAULT_NAME = "dmthin"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
@@ -120,7 +120,7 @@ def _parse(text: str, root: Path) -> SnapshotterConfig:
         key, _, value = option.partition("=")
         if key != "size":
             raise InvalidValue(f"unknown option {key!r} of snapshotter {name}", hint="the only option is size=SIZE")
-        if not (size := parse_size(value, f"size of snapshotter {name}")):
+        if not (size := volume_size(parse_size(value, f"size of snapshotter {name}"))):
             raise InvalidValue(f"the size of snapshotter {name} is 0", hint="use a positive size, such as size=20G")
     return SnapshotterConfig(name, Path(folder) if equals else root, size)
 

@@ -15,7 +15,7 @@ from dmthin.pool import filesystem
 from dmthin.store.snapshots import Labels, Snapshots
 from dmthin.store.state.model import Snapshot, SnapshotKind
 from dmthin.store.store import Store
-from dmthin.units import parse_size
+from dmthin.units import parse_size, volume_size
 
 logger = logging.getLogger(__name__)
 
@@ -168,7 +168,10 @@ def _require_key(what: str, key: str) -> None:
 
 
 def _size(labels: Mapping[str, str]) -> int | None:
-    """Return the size in bytes that a label requests, None without one. Raise InvalidValue, which names the label."""
+    """Return the size in bytes that a label requests, rounded up to whole blocks, None without one.
+
+    Raise InvalidValue, which names the label.
+    """
     for label in (OWN_SIZE, MAX_SIZE):
         if (text := labels.get(label)) is None:
             continue
@@ -184,5 +187,5 @@ def _size(labels: Mapping[str, str]) -> int | None:
             raise InvalidValue(
                 f"the label {label}={text!r} is not a positive size", hint="omit it for the default size"
             )
-        return size
+        return volume_size(size)
     return None

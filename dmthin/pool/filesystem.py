@@ -10,7 +10,7 @@ from dmthin.kernel import block, process
 from dmthin.kernel.cstruct import U64, CStruct
 from dmthin.os_errors import RIGHTS, os_failure
 from dmthin.steps import step
-from dmthin.units import KIB, MIB, TIB, format_exact
+from dmthin.units import MIB, TIB, format_exact
 
 _MKFS_SECONDS = 600.0
 _GROW_SECONDS = 600.0
@@ -47,8 +47,6 @@ class FileSystem(ABC):
 
     def require_size(self, size: int) -> None:
         """Raise InvalidValue for a volume of `size` bytes that it cannot fill."""
-        if size % KIB:
-            raise InvalidValue(f"{size} bytes are not a multiple of 1K", hint="give a rounder size")
         if size > self.max_size:
             hint = f"give at most {format_exact(self.max_size)}"
             raise InvalidValue(f"{format_exact(size)} is too large for {self.name}", hint=hint)

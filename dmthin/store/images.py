@@ -92,7 +92,7 @@ class Images:
         size = size or self._options.base_size
         kind, arguments = self._options.file_system, self._options.mkfs_arguments
         base = new_base(kind, size, arguments)
-        return ImportPlan(name, size, kind, arguments, base, self._bases.find(base))
+        return ImportPlan(name, base.size, kind, arguments, base, self._bases.find(base))
 
     def check_source(self, plan: ImportPlan, source: Path | str) -> None:
         """Read a source to its end, and check that its files fit. Standard input is checked, but not read.

@@ -89,7 +89,7 @@ def test_what_is_repeated_is_done_once(driver: Driver) -> None:
     for _ in range(2):
         driver.create(layer("image"), Kind.IMAGE)
     for _ in range(2):
-        driver.create(layer("m", "image", size="1G"), Kind.CONTAINER)
+        driver.create(layer("m", "image", size="1000000001"), Kind.CONTAINER)
     with pytest.raises(AlreadyExists):
         driver.create(layer("m", "image", size="2G"), Kind.CONTAINER)
     with pytest.raises(AlreadyExists):

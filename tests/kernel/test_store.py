@@ -170,14 +170,30 @@ def test_a_container_whose_device_is_open_is_not_resized(store: Store, image: st
     assert store.containers.resize("machine", 512 * MIB).size == 512 * MIB
 
 
-@pytest.mark.parametrize(("size", "words"), [(17 * TIB, "too large for ext4"), (GIB + 1, "multiple of 1K")])
-def test_a_size_that_the_file_system_cannot_have(store: Store, image: str, size: int, words: str) -> None:
+def test_sizes_are_rounded_up_to_blocks_of_the_file_system(make_store: Callable[..., Store], tree: Path) -> None:
+    store = make_store("dm.basesize=300000001", "dm.loopdatasize=1000000001", "dm.loopmetadatasize=16777217")
+    report, record = store.pool.status(), store.ledger.store()
+    assert (report.data_size, report.metadata_size) == (1_000_013_824, 16 * MIB + 4096)
+    assert store.layout.data(record).size() == report.data_size
+    assert store.images.import_("image", tree).size == 300_003_328
+    assert store.images.import_("larger", tree, size=400_000_000).size == 400_003_072
+    for name, size, rounded in (("a", 500_000_000, 500_002_816), ("b", 1_073_741_825, GIB + 4096)):
+        made = store.containers.create("image", name, size=size)
+        info = store.volumes.info(made)
+        assert info is not None
+        assert (made.size, block.size(Path(info.node))) == (rounded, rounded)
+    assert store.containers.resize("a", 1_000_000_000).size == 1_000_001_536
+    assert store.containers.resize("a", 999_999_999).size == 1_000_001_536
+    assert store.pool.extend(data_size=1_100_000_001).data_size == 1_100_021_760
+
+
+def test_a_size_that_the_file_system_cannot_have(store: Store, image: str) -> None:
     store.containers.create(image, "web")
     before = store.ledger.volumes()
-    with pytest.raises(InvalidValue, match=words):
-        store.containers.resize("web", size)
-    with pytest.raises(InvalidValue, match=words):
-        store.containers.create(image, "other", size=size)
+    with pytest.raises(InvalidValue, match="too large for ext4"):
+        store.containers.resize("web", 17 * TIB)
+    with pytest.raises(InvalidValue, match="too large for ext4"):
+        store.containers.create(image, "other", size=17 * TIB)
     assert store.ledger.volumes() == before
 
 

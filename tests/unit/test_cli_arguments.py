@@ -9,7 +9,7 @@ from dmthin.cli import commands, main, program
 from dmthin.cli.commands import parse
 from dmthin.cli.global_options import GlobalOptions, UsageError, split_globals
 from dmthin.cli.parser import Parser
-from dmthin.cli.sizes import human, parse_request, require_whole_kib
+from dmthin.cli.sizes import human, parse_request
 from dmthin.errors import InvalidValue
 from dmthin.store.state import lock_waits
 from dmthin.units import GIB, KIB, MIB
@@ -163,12 +163,6 @@ def test_sizes_for_people() -> None:
     assert [human(size) for size in sizes] == [
         "0", "1B", "512B", "1K", "64K", "100K", "1.50M", "256M", "10G", "1.00G", "39.5G"
     ]  # fmt: skip
-
-
-def test_a_file_system_has_whole_kib() -> None:
-    assert require_whole_kib(3 * KIB, "size") == 3 * KIB
-    with pytest.raises(InvalidValue, match="size: 1025 is not a multiple of 1K"):
-        require_whole_kib(1025, "size")
 
 
 def test_verbosity_counts() -> None:

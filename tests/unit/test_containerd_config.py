@@ -18,12 +18,13 @@ def test_there_is_one_snapshotter_unless_more_are_named() -> None:
 
 
 def test_each_has_the_store_and_the_size_that_it_names() -> None:
-    plans = parse_snapshotters(["a", "b=/srv/b", "c,size=20G", "d=/srv/d,size=1G"], ROOT)
+    plans = parse_snapshotters(["a", "b=/srv/b", "c,size=20G", "d=/srv/d,size=1G", "e,size=1000000000"], ROOT)
     assert plans == (
         SnapshotterConfig("a", ROOT),
         SnapshotterConfig("b", Path("/srv/b")),
         SnapshotterConfig("c", ROOT, 20 * GIB),
         SnapshotterConfig("d", Path("/srv/d"), GIB),
+        SnapshotterConfig("e", ROOT, 1_000_001_536),
     )
 
 

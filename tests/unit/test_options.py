@@ -61,6 +61,13 @@ def test_every_option_is_read() -> None:
     )
 
 
+def test_sizes_are_rounded_up() -> None:
+    given = options("dm.basesize=300000001", "dm.loopdatasize=1000000001", "dm.loopmetadatasize=16777217")
+    assert (given.base_size, given.data_size, given.metadata_size) == (300_003_328, 1_000_013_824, 16 * MIB + 4096)
+    assert options("dm.loopdatasize=1000000001", "dm.blocksize=1M").data_size == 954 * MIB
+    assert parse_volume_size(["size=1000000000"]) == 1_000_001_536
+
+
 def test_the_last_of_a_repeated_option_wins() -> None:
     assert options("dm.basesize=1G", "dm.BASESIZE = 2G").base_size == 2 * GIB
 
@@ -246,6 +253,6 @@ def test_a_volumes_size() -> None:
     assert parse_volume_size(["size=0"]) is None
     assert parse_volume_size(["Size=20G"]) == 20 * GIB
     assert parse_volume_size(["size=1G", "size=300M"]) == 300 * MIB
-    for text in ("size", "sizes=1G", "dm.basesize=1G", "size=x", "size=1000"):
+    for text in ("size", "sizes=1G", "dm.basesize=1G", "size=x"):
         with pytest.raises(InvalidValue):
             parse_volume_size([text])

@@ -47,6 +47,13 @@ def test_a_short_size_is_within_half_a_percent(size: int) -> None:
     assert abs(units.parse_size(text) - size) <= size * 0.0051 + 1
 
 
+@given(st.integers(0, 1 << 60))
+def test_a_volume_has_whole_blocks_of_a_file_system_and_no_less_than_was_asked_for(size: int) -> None:
+    rounded = units.volume_size(size)
+    assert rounded % 4096 == 0
+    assert 0 <= rounded - size < 4096
+
+
 @pytest.mark.parametrize(("text", "truth"), [("1", True), ("T", True), ("False", False), ("0", False)])
 def test_truth_values_are_gos(text: str, truth: bool) -> None:
     assert units.parse_bool(text, "x") is truth

@@ -1,6 +1,7 @@
 """Storage options with the names, units and meaning of Docker's devicemapper driver: `dm.basesize=20G`, `size=20G`.
 
-An option that is unknown, or contradicts another, is refused by name and never ignored. Sizes are bytes here.
+An option that is unknown, or contradicts another, is refused by name and never ignored. Sizes are bytes here, rounded
+up to what has whole blocks: of a file system, of the pool, of its metadata.
 """
 
 import logging
@@ -67,17 +68,20 @@ class StorageOptions:
         """Return the options of pairs as `parse_pairs` returns them. Raises InvalidValue, which names the option."""
         given, default, direct = OptionReader(pairs), cls(), direct_lvm.read(pairs)
         device = given.text("dm.datadev") or given.text("dm.thinpooldev") or direct
+        block_size = given.size("dm.blocksize", direct_lvm.BLOCK_SIZE if direct else default.block_size)
         options = cls(
-            base_size=given.size("dm.basesize", default.base_size),
-            data_size=given.size("dm.loopdatasize", default.data_size),
-            metadata_size=given.size("dm.loopmetadatasize", default.metadata_size),
+            base_size=units.volume_size(given.size("dm.basesize", default.base_size)),
+            data_size=units.round_up(given.size("dm.loopdatasize", default.data_size), max(block_size, units.SECTOR)),
+            metadata_size=units.round_up(
+                given.size("dm.loopmetadatasize", default.metadata_size), units.METADATA_BLOCK
+            ),
             file_system=filesystem.by_name(given.text("dm.fs") or default.file_system.name),
             mkfs_arguments=tuple(filter(None, given.text("dm.mkfsarg").split("\0"))),
             mount_options=given.text("dm.mountopt"),
             data_device=given.path("dm.datadev"),
             metadata_device=given.path("dm.metadatadev"),
             thin_pool_device=given.text("dm.thinpooldev").removeprefix("/dev/mapper/"),
-            block_size=given.size("dm.blocksize", direct_lvm.BLOCK_SIZE if direct else default.block_size),
+            block_size=block_size,
             # A discard on a real disk is dear, and pointless where the pool does not pass it down: Docker's default.
             discard=given.truth("dm.blkdiscard", not device),
             min_free_percent=given.percent("dm.min_free_space", default.min_free_percent, sign_required=True),
@@ -171,14 +175,12 @@ def as_texts(pairs: Mapping[str, str]) -> tuple[str, ...]:
 def parse_volume_size(texts: Iterable[str]) -> int | None:
     """Return the bytes of `size=20G` among the storage options of one volume, None if it is not given or 0.
 
-    Docker knows no other key here. Raises InvalidValue.
+    They are rounded up as `units.volume_size` says. Docker knows no other key here. Raises InvalidValue.
     """
     size = None
     for text in texts:
         key, equals, value = (part.strip() for part in text.partition("="))
         if not equals or key.lower() != "size":
             raise InvalidValue(f"unknown storage option {text!r} for a volume", hint="only size=SIZE is known")
-        size = units.parse_size(value, "size") or None
-    if size is not None and size % KIB:
-        raise InvalidValue(f"size: {size} is not a multiple of 1K", hint="give a rounder size")
+        size = units.volume_size(units.parse_size(value, "size")) or None
     return size

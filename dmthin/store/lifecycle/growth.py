@@ -96,7 +96,7 @@ def _require_room_for_bitmaps(status: PoolStatus, blocks: int, metadata_target: 
 
 
 def _target(what: str, backing: Backing, now: int, wanted: int | None, step: int) -> int | None:
-    """Return the bytes to grow to, in whole steps; None if there is nothing to do.
+    """Return the bytes to grow to, rounded up to whole steps if there is room for that; None if there is nothing to do.
 
     Without a `wanted` size, a block device that has grown is used in full; a file and a part of a disk stay.
     Raises InvalidValue for a smaller size, or one for which the backing has no room.
@@ -104,10 +104,13 @@ def _target(what: str, backing: Backing, now: int, wanted: int | None, step: int
     if wanted is None:
         available = now if backing.is_file else backing.size() // step * step
         return available if available > now else None
-    if wanted < now:
+    target = round_up(wanted, step)
+    if target < now:
         raise InvalidValue(
             f"the pool's {what} has {format_exact(now)} and cannot shrink to {format_exact(wanted)}",
             hint="a thin pool only grows",
         )
     backing.require_room(wanted)
-    return wanted // step * step if wanted // step * step > now else None
+    if (limit := backing.limit()) is not None and target > limit:
+        target = limit // step * step
+    return target if target > now else None

@@ -7,7 +7,7 @@ from dmthin.store.state.ledger import Ledger
 from dmthin.store.state.locks import Lock, Locks
 from dmthin.store.state.model import Kind, NewVolume, State, Volume
 from dmthin.store.volumes.volumes import Volumes
-from dmthin.units import format_exact
+from dmthin.units import format_exact, volume_size
 
 
 class Bases:
@@ -65,8 +65,9 @@ class Bases:
 def new_base(kind: FileSystem, size: int, mkfs_arguments: tuple[str, ...]) -> NewVolume:
     """Return the base of this description, to be found or made: `@base/ext4/10G`, with a digest of mkfs arguments.
 
-    Raises InvalidValue for a size in bytes that the file system cannot have.
+    `size` in bytes is rounded up. Raises InvalidValue for one that the file system cannot have.
     """
+    size = volume_size(size)
     kind.require_size(size)
     name = f"@base/{kind.name}/{format_exact(size)}"
     if mkfs_arguments:

@@ -14,7 +14,7 @@ from dmthin.store.volumes.bases import Bases
 from dmthin.store.volumes.creation import Created
 from dmthin.store.volumes.spares import Spares
 from dmthin.store.volumes.volumes import Volumes
-from dmthin.units import format_exact
+from dmthin.units import format_exact, volume_size
 
 
 class Children:
@@ -119,11 +119,12 @@ def plan_child(
     read_only: bool = False,
     snapshot: NewSnapshot | None = None,
 ) -> NewVolume:
-    """Return the child to be made of a volume, checked. `size` in bytes is the parent's if it is None.
+    """Return the child to be made of a volume, checked. `size` in bytes is rounded up; the default is the parent's.
 
     Raises InvalidValue for a size below the parent's, or one that the file system cannot have.
     """
     if size is not None:
+        size = volume_size(size)
         if size < parent.size:
             raise InvalidValue(
                 f"size {format_exact(size)} is less than the {format_exact(parent.size)} of the {parent.title}",

@@ -22,7 +22,7 @@ from dmthin.store.volumes.mounts import WorkMounts
 from dmthin.store.volumes.recovery import Recovery
 from dmthin.store.volumes.removal import Removal
 from dmthin.store.volumes.teardown import Teardown
-from dmthin.units import format_exact
+from dmthin.units import format_exact, volume_size
 
 
 class Volumes:
@@ -133,7 +133,11 @@ class Volumes:
             return self.mounts.finish_growth(larger)
 
     def plan_growth(self, volume: Volume, size: int) -> Volume:
-        """Return the record of a volume that is to grow to `size` bytes, checked. Raises InvalidValue, InUse."""
+        """Return the record of a volume that is to grow to `size` bytes, rounded up, checked.
+
+        Raises InvalidValue, InUse.
+        """
+        size = volume_size(size)
         if size < volume.size:
             raise InvalidValue(
                 f"the {volume.title} has {format_exact(volume.size)} and cannot shrink to {format_exact(size)}",

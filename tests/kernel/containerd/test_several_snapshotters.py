@@ -143,7 +143,7 @@ def test_each_name_has_a_size_of_its_own(clients: dict[str, Snapshots], place: P
 @pytest.mark.parametrize("name", ["dmthin", "xfs"])
 def test_a_label_gives_a_size(clients: dict[str, Snapshots], name: str, place: Path) -> None:
     client = clients[name]
-    assert 320 * MIB < size_of(client.prepare("a", "", {MAX_SIZE: str(400 * MIB)}), place) <= 400 * MIB
+    assert 320 * MIB < size_of(client.prepare("a", "", {MAX_SIZE: str(400 * MIB - 1)}), place) <= 400 * MIB
     with mounted(client.mounts("a"), place) as root:
         (root / "file").write_text("of the parent")
     client.commit("base", "a")
@@ -171,8 +171,7 @@ def test_a_label_gives_a_size(clients: dict[str, Snapshots], name: str, place: P
         (MAX_SIZE, "4e8", "number of bytes"),
         (MAX_SIZE, "\N{SUPERSCRIPT TWO}", "number of bytes"),
         (MAX_SIZE, "0", "not a positive size"),
-        (MAX_SIZE, "1", "1K|small"),
-        (MAX_SIZE, str(400 * MIB + 1), "multiple of 1K"),
+        (MAX_SIZE, "1", "too small"),
         (MAX_SIZE, "9" * 30, "more than any"),
         (OWN_SIZE, "", "size"),
         (OWN_SIZE, "large", "large"),
