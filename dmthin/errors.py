@@ -23,6 +23,7 @@ class Status(Enum):
     NEEDS_REPAIR = (10, "DATA_LOSS", 503)
     TIME_LIMIT = (11, "DEADLINE_EXCEEDED", 504)
     PARTLY_DONE = (12, "ABORTED", 500)
+    OUTPUT_LOST = (13, "INTERNAL", 500)
 
     def __init__(self, exit_code: int, grpc: str, http: int) -> None:
         self.exit_code = exit_code
@@ -104,6 +105,12 @@ class NeedsRepair(OperatorError):
     """The pool is read-only or failed, or its metadata and the ledger disagree."""
 
     status = Status.NEEDS_REPAIR
+
+
+class OutputLost(OperatorError):
+    """The output of a command cannot be written. A change that the message names was made."""
+
+    status = Status.OUTPUT_LOST
 
 
 class ToolFailed(OperatorError):

@@ -14,7 +14,8 @@ exit status:
   1 failure                  6 no data space          10 the pool needs repair or is read-only
   2 usage, invalid value     7 no metadata space      11 time limit exceeded
   3 not found                8 not permitted          12 partly done
-  4 already exists                                    128+n terminated by signal n
+  4 already exists                                    13 the output could not be written
+                                                      128+n terminated by signal n
 """
 
 

@@ -16,10 +16,9 @@ def create(call: Call) -> None:
         if _planned(call, lambda plans: plans.container_create(store, image, name, size)):
             return
         made = store.containers.create(image, name, size=size)
-        if not call.output.as_json:
-            info = store.volumes.info(made)
-            call.output.data(f"{info.node}\n" if info else "")
-        report_volume(call, store, made, f"created {name}: {human(made.size)}, a snapshot of {image}")
+        info = store.volumes.info(made)
+        text = f"created {name}: {human(made.size)}, a snapshot of {image}"
+        report_volume(call, store, made, text, data=f"{info.node}\n" if info else "")
 
 
 def mount(call: Call) -> None:
@@ -30,6 +29,7 @@ def mount(call: Call) -> None:
         if _planned(call, lambda plans: plans.container_mount(store, name, directory)):
             return
         place = store.containers.mount(name, directory)
+        call.output.made = f"mounted {name} at {place}"
         if call.output.as_json:
             call.output.document({"mounted": str(place)})
         else:
@@ -43,9 +43,8 @@ def unmount(call: Call) -> None:
         if _planned(call, lambda plans: plans.container_unmount(store, name, force=force)):
             return
         was_mounted = store.containers.unmount(name, force=force)
-    call.output.say(f"unmounted {name}" if was_mounted else f"{name} was not mounted")
-    if call.output.as_json:
-        call.output.document({"unmounted": was_mounted})
+    text = f"unmounted {name}" if was_mounted else f"{name} was not mounted"
+    call.output.changed(text, {"unmounted": was_mounted})
 
 
 def resize(call: Call) -> None:
@@ -86,9 +85,8 @@ def remove(call: Call) -> None:
         number = store.ledger.ready(name, Kind.CONTAINER).device_id
         store.containers.remove(name, force=force)
         remains = store.ledger.by_id(number) is not None
-    call.output.say(f"removed container {name}" + ("; its space is freed after its last use" if remains else ""))
-    if call.output.as_json:
-        call.output.document({"removed": name})
+    text = f"removed container {name}" + ("; its space is freed after its last use" if remains else "")
+    call.output.changed(text, {"removed": name})
 
 
 def _planned(call: Call, plan: Callable[[Any], list[str]]) -> bool:

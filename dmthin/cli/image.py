@@ -47,6 +47,4 @@ def remove(call: Call) -> None:
             call.output.plan(volume_plans.image_remove(store, name))
             return
         store.images.remove(name)
-    call.output.say(f"removed image {name}")
-    if call.output.as_json:
-        call.output.document({"removed": name})
+    call.output.changed(f"removed image {name}", {"removed": name})

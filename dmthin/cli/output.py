@@ -8,14 +8,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, Protocol, TextIO
 
+from dmthin.cli.streams import check_close, drop, lost, written
 from dmthin.errors import DmthinError
 
 JSON_VERSION = 1
 _SIGNALS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated", signal.SIGHUP: "hung up"}
-
-
-class ReaderGone(Exception):
-    """The reader of standard output has closed it (EPIPE). There is nothing left to report."""
 
 
 class LiveLine(Protocol):
@@ -26,13 +23,17 @@ class LiveLine(Protocol):
 
 
 class Output:
-    """The two output streams of a command. With `as_json`, each line of standard error is an object."""
+    """The two output streams of a command. With `as_json`, each line of standard error is an object.
+
+    `made` is what the command has changed so far, for the error if it cannot be written.
+    """
 
     def __init__(self, *, as_json: bool = False, quiet: bool = False, verbose: int = 0) -> None:
         self.as_json = as_json
         self.quiet = quiet
         self.verbose = verbose
         self.live_line: LiveLine | None = None
+        self.made = ""
 
     def set_up(self, *, quiet: bool, verbose: int) -> None:
         """Take the options over once they are known."""
@@ -40,27 +41,42 @@ class Output:
         self.verbose = verbose
 
     def data(self, text: str) -> None:
-        """Write text, which includes its newline, to standard output. Raise ReaderGone, OSError."""
+        """Write text, which includes its newline, to standard output. Raise ReaderGone, OutputLost."""
         if not text:
             return
         if sys.stdout is None:
-            raise OSError("standard output is closed")
+            raise lost("it is closed", self.made)
         encoding = sys.stdout.encoding or "utf-8"
-        with reader_watched():
+        with written(self.made):
             sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
             sys.stdout.flush()
 
     def document(self, content: Mapping[str, Any]) -> None:
-        """Write a JSON object with the version of the format as its first key. Raise ReaderGone, OSError."""
+        """Write a JSON object with the version of the format as its first key. Raise ReaderGone, OutputLost."""
         self.data(json.dumps({"version": JSON_VERSION, **content}, indent=2) + "\n")
 
     def plan(self, commands: Iterable[str]) -> None:
-        """Write the commands of a dry run; with --json, as a document without comments. Raise ReaderGone, OSError."""
+        """Write the commands of a dry run; with --json, as a document without comments.
+
+        Raise ReaderGone, OutputLost.
+        """
         lines = list(commands)
         if self.as_json:
             self.document({"plan": [line for line in lines if not line.startswith("#")]})
         else:
             self.data("".join(f"{line}\n" for line in lines))
+
+    def changed(self, text: str, content: Mapping[str, Any], *, data: str = "") -> None:
+        """Report a change that was made: by `data` on standard output and in words, or with --json by `content`.
+
+        Raise OutputLost, which names the change.
+        """
+        self.made = text
+        if self.as_json:
+            self.document(content)
+        else:
+            self.data(data)
+        self.say(text)
 
     def say(self, text: str) -> None:
         """Print what was done, unless quiet or JSON."""
@@ -118,7 +134,7 @@ class Output:
             self.raw_words("".join(traceback.format_exception(error)))
 
     def raw_words(self, text: str) -> None:
-        """Write text unchanged to standard error. Ignore errors."""
+        """Write text unchanged to standard error. Ignore errors: there is no other place to report them."""
         if self.live_line is not None:
             self.live_line.clear()
         if sys.stderr is not None:
@@ -126,11 +142,21 @@ class Output:
                 sys.stderr.write(text)
                 sys.stderr.flush()
 
-    def flush(self) -> None:
-        """Flush standard output. Raise ReaderGone, OSError."""
+    def finish(self, *, closing: bool) -> None:
+        """Flush standard output; with `closing`, the process ends next. Raise ReaderGone, OutputLost."""
         if sys.stdout is not None:
-            with reader_watched():
+            with written(self.made):
                 sys.stdout.flush()
+                if closing:
+                    check_close(sys.stdout.fileno())
+
+    def end_words(self) -> None:
+        """Flush standard error: if the interpreter finds that it cannot be written, the exit status is 120."""
+        if sys.stderr is not None:
+            try:
+                sys.stderr.flush()
+            except (OSError, ValueError):
+                drop(2)
 
     def terminal(self) -> TextIO | None:
         """Return standard error if it is a terminal, None otherwise, if quiet or with JSON."""
@@ -179,14 +205,3 @@ def one_line(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
-
-
-@contextmanager
-def reader_watched() -> Iterator[None]:
-    """Translate errors of standard output in the block: raise ReaderGone for EPIPE, or an OSError that names it."""
-    try:
-        yield
-    except BrokenPipeError:
-        raise ReaderGone from None
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, "standard output") from None

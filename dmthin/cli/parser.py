@@ -2,13 +2,12 @@
 
 import argparse
 import re
-import sys
 from argparse import Action, Namespace
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from dmthin.cli.global_options import UsageError
-from dmthin.cli.output import reader_watched
+from dmthin.cli.streams import lost, written
 
 _GLOBAL_HELP = "global options can be given anywhere, see: dmthin --help"
 _GLOBAL_NAMES = (
@@ -77,9 +76,12 @@ class Parser(argparse.ArgumentParser):
         self.reject(f"unknown option {name}", _did_you_mean(name, known))
 
     def _print_message(self, message: str, file: Any = None) -> None:
-        """Print help or version. Unlike argparse's method, raise ReaderGone or OSError if that fails."""
-        with reader_watched():
-            (file or sys.stderr).write(message)
+        """Print help or version. Unlike argparse's method, raise ReaderGone or OutputLost if that fails."""
+        if file is None:  # standard output is closed
+            raise lost("it is closed")
+        with written():
+            file.write(message)
+            file.flush()
 
     def _check_value(self, action: Action, value: Any) -> None:
         if action.choices is None or value in action.choices:

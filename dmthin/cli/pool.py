@@ -27,9 +27,8 @@ def create(call: Call) -> None:
     with create_store(options.root, options.store_options, force=force) as store:
         report = store.pool.status()
         sizes = f"{human(report.data_size)} of data, {human(report.metadata_size)} of metadata"
-        call.output.say(f"created store {store.layout.root}: {sizes}")
-        if call.output.as_json:
-            call.output.document({"pool": pool_status.as_json(str(store.layout.root), report)})
+        root = str(store.layout.root)
+        call.output.changed(f"created store {root}: {sizes}", {"pool": pool_status.as_json(root, report)})
 
 
 def status(call: Call) -> None:
@@ -72,6 +71,7 @@ def extend(call: Call) -> None:
             ("metadata", before.metadata_size, after.metadata_size),
         ):
             call.output.say(f"{what}: {human(was)}" + (f" -> {human(now)}" if now != was else " (unchanged)"))
+        call.output.made = "extended the pool"
         if call.output.as_json:
             call.output.document({"pool": pool_status.as_json(str(store.layout.root), after)})
 
@@ -96,9 +96,8 @@ def trim(call: Call) -> None:
 
         reclaimed = store.pool.trim(progress)
         known = store.pool.status().data_allocated is not None
-    call.output.say(f"reclaimed {human(reclaimed)}" if known else "discarded the free blocks of the pool")
-    if call.output.as_json:
-        call.output.document({"reclaimed": reclaimed if known else None})
+    text = f"reclaimed {human(reclaimed)}" if known else "discarded the free blocks of the pool"
+    call.output.changed(text, {"reclaimed": reclaimed if known else None})
 
 
 def activate(call: Call) -> None:
@@ -111,9 +110,8 @@ def activate(call: Call) -> None:
             return
         was_active = store.pool.status().active
         store.pool.activate()
-        call.output.say("the pool is already active" if was_active else "activated the pool")
-        if call.output.as_json:
-            call.output.document({"pool": pool_status.as_json(str(store.layout.root), store.pool.status())})
+        text = "the pool is already active" if was_active else "activated the pool"
+        call.output.changed(text, {"pool": pool_status.as_json(str(store.layout.root), store.pool.status())})
 
 
 def deactivate(call: Call) -> None:
@@ -126,9 +124,8 @@ def deactivate(call: Call) -> None:
             return
         was_active = store.pool.status().active
         store.pool.deactivate()
-        call.output.say("deactivated the pool" if was_active else "the pool is already inactive")
-        if call.output.as_json:
-            call.output.document({"pool": pool_status.as_json(str(store.layout.root), store.pool.status())})
+        text = "deactivated the pool" if was_active else "the pool is already inactive"
+        call.output.changed(text, {"pool": pool_status.as_json(str(store.layout.root), store.pool.status())})
 
 
 def destroy(call: Call) -> None:
@@ -143,9 +140,7 @@ def destroy(call: Call) -> None:
         losses = pool_status.losses(root, store.pool.status(), store.ledger.volumes())
         call.confirm(losses, f"To destroy this, type {root} or yes:", accepted=(root, "yes"))
         store.pool.destroy()
-    call.output.say(f"destroyed store {root}")
-    if call.output.as_json:
-        call.output.document({"destroyed": root})
+    call.output.changed(f"destroyed store {root}", {"destroyed": root})
 
 
 def _confirm_overwriting(call: Call) -> None:

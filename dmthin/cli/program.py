@@ -4,14 +4,14 @@ import math
 import os
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from importlib import import_module
 
 from dmthin.cli.call import Call
 from dmthin.cli.global_options import GlobalOptions, UsageError, split_globals
-from dmthin.cli.output import Output, ReaderGone
+from dmthin.cli.output import Output
 from dmthin.cli.signals import Interrupted, raised_in_main_thread
-from dmthin.errors import DmthinError, InvalidValue, Status
+from dmthin.cli.streams import ReaderGone, drop, open_missing
+from dmthin.errors import DmthinError, InvalidValue, OutputLost, Status
 from dmthin.os_errors import COMMAND, explain
 
 _READER_GONE = 141
@@ -25,15 +25,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     owns_process = arguments is None
     given = list(sys.argv[1:] if arguments is None else arguments)
+    if owns_process:
+        open_missing()
     output = Output(as_json="--json" in given)
     with raised_in_main_thread(output.note_second_signal, silent_afterwards=owns_process):
         try:
             status = _run(given, output)
-            output.flush()
+            output.finish(closing=owns_process)
         except BaseException as error:
             status = _explain(error, output)
-            if owns_process and isinstance(error, ReaderGone):
-                _drop_stdout()
+            if owns_process and isinstance(error, (ReaderGone, OutputLost)):
+                drop(1)
+        if owns_process:
+            output.end_words()
     return status
 
 
@@ -103,9 +107,3 @@ def _from_os(error: OSError) -> DmthinError:
     """Translate an OSError that was not translated where it occurred."""
     name = os.fsdecode(error.filename or "")
     return explain(error.errno or 0, name, COMMAND, reason=error.strerror or str(error))
-
-
-def _drop_stdout() -> None:
-    """Redirect standard output to /dev/null, because the interpreter flushes it at exit, and its reader is gone."""
-    with suppress(OSError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

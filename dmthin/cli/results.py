@@ -10,10 +10,14 @@ if TYPE_CHECKING:
     from dmthin.store.store import Store
 
 
-def report_volume(call: Call, store: "Store", volume: "Volume", text: str) -> None:
-    """Print what was done, or with --json the volume in its new state. Raise NotFound if it was removed meanwhile."""
-    call.output.say(text)
+def report_volume(call: Call, store: "Store", volume: "Volume", text: str, *, data: str = "") -> None:
+    """Print what was done and its `data`, or with --json the volume in its new state.
+
+    Raise NotFound if it was removed meanwhile, OutputLost.
+    """
+    content = {}
     if call.output.as_json:
         from dmthin.store import report
 
-        call.output.document({"volume": as_json(report.volume(store, volume.name), VOLUME_FIELDS)})
+        content = {"volume": as_json(report.volume(store, volume.name), VOLUME_FIELDS)}
+    call.output.changed(text, content, data=data)

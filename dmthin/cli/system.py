@@ -43,6 +43,7 @@ def install(call: Call) -> None:
         new.chmod(0o644)
         new.rename(path)
         call.output.say(f"installed {path}")
+    call.output.made = "installed the units and rules"
     if call.options.json:
         call.output.document({"installed": [os.fspath(path) for path in written]})
     else:

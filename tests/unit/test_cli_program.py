@@ -1,6 +1,7 @@
 """From arguments to the exit status, where no kernel is needed: usage, errors, signals, streams that close."""
 
 import errno
+import io
 import json
 import os
 import signal
@@ -19,6 +20,7 @@ from dmthin.cli import main
 from dmthin.cli.output import Output
 from dmthin.cli.program import _explain
 from dmthin.cli.signals import ENDING, Interrupted, raised_in_main_thread
+from dmthin.errors import OutputLost
 from tests.support.processes import NOBODY, error_output
 
 Run = Callable[..., tuple[int, str, str]]
@@ -191,19 +193,67 @@ def test_a_reader_that_leaves_is_no_failure_of_ours() -> None:
     assert (done.returncode, done.stderr) == (141, b"")
 
 
-def test_output_that_cannot_be_written_is_an_error() -> None:
-    with open("/dev/full", "w") as full:
-        done = subprocess.run([*COMMAND, "list", "-o", "help"], stdout=full, stderr=subprocess.PIPE, check=False)
-    assert done.returncode == 6
-    assert done.stderr.startswith(b"dmthin: standard output: No space left on device")
+PRINTS = (["list", "-o", "help"], ["--help"], ["--version"], ["help", "pool", "create"], ["pool", "trim", "--help"])
+"""Commands that print something and need no store."""
 
 
-def test_closed_streams() -> None:
-    line = [*COMMAND, "list", "-o", "help"]
-    done = subprocess.run(["sh", "-c", '"$@" >&-', "sh", *line], stderr=subprocess.PIPE, check=False)
-    assert (done.returncode, done.stderr) == (1, b"dmthin: standard output is closed\n")
-    done = subprocess.run(["sh", "-c", '"$@" 2>&-', "sh", *COMMAND, "nonsense"], stdout=subprocess.PIPE, check=False)
-    assert (done.returncode, done.stdout) == (2, b"")
+def shell(script: str, *words: str) -> tuple[int, str, str]:
+    """Run a line of sh in which the command is "$@": its exit status, output and words."""
+    done = subprocess.run(["sh", "-c", script, "sh", *COMMAND, *words], capture_output=True, text=True, check=False)
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("words", PRINTS, ids=" ".join)
+@pytest.mark.parametrize(
+    ("redirection", "reason"), [(">/dev/full", "No space left on device"), (">&-", "it is closed")]
+)
+def test_output_that_cannot_be_written_has_a_status_of_its_own(words: list[str], redirection: str, reason: str) -> None:
+    assert shell(f'"$@" {redirection}', *words) == (13, "", f"dmthin: the output could not be written: {reason}\n")
+
+
+def test_output_that_cannot_be_written_is_an_object_for_programs() -> None:
+    status, _, err = shell('"$@" >/dev/full', "--json", "list", "-o", "help")
+    error = json.loads(err)["error"]
+    assert (status, error["status"], error["exit_code"]) == (13, "output_lost", 13)
+
+
+def test_words_that_cannot_be_written_change_no_status() -> None:
+    for redirection in ("2>/dev/full", "2>&-"):
+        assert shell(f'"$@" {redirection}', "nonsense") == (2, "", "")
+        status, out, _ = shell(f'"$@" {redirection}', "list", "-o", "help")
+        assert (status, "mapped (used)" in out) == (0, True)
+
+
+def test_neither_stream_can_be_written() -> None:
+    for redirections in (">/dev/full 2>/dev/full", ">&- 2>&-", "<&- >&- 2>&-"):
+        assert shell(f'"$@" {redirections}', "--version") == (13, "", "")
+
+
+def test_no_file_gets_the_number_of_a_closed_stream() -> None:
+    code = "import os; from dmthin.cli.streams import open_missing; open_missing(); print(os.open('/', 0), file={})"
+    for redirection, file in (("<&-", "sys.stdout"), ("<&- 2>&-", "sys.stdout"), ("<&- >&-", "sys.stderr")):
+        line = ["sh", "-c", f'"$@" {redirection}', "sh", sys.executable, "-c", "import sys; " + code.format(file)]
+        done = subprocess.run(line, capture_output=True, text=True, check=True)
+        assert (done.stdout + done.stderr).strip() == "3"
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"), [(errno.ENOSPC, "No space left on device"), (errno.EPIPE, "its reader is gone")]
+)
+def test_a_change_whose_output_is_lost_is_named(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, error: int, reason: str
+) -> None:
+    class Full(io.StringIO):
+        def flush(self) -> None:
+            raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr(sys, "stdout", Full())
+    for output in (Output(), Output(as_json=True)):
+        with pytest.raises(
+            OutputLost, match=f"^created web, but the output could not be written: {reason}: the change"
+        ):
+            output.changed("created web", {"created": "web"}, data="/dev/dm-1\n")
+    assert capsys.readouterr().err == ""
 
 
 def test_start_up_loads_nothing_heavy() -> None:
