@@ -6,6 +6,7 @@ has a `Context` of its own, and a number that its context does not list is a Ker
 
 import errno
 import os
+import resource
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -26,6 +27,7 @@ from dmthin.errors import (
 
 RUN_AS_ROOT = "run this as root"
 NO_THIN_POOL = "load it with: modprobe dm-thin-pool"
+_ROOT_IS_REFUSED = "root lacks this right here: a container without it, an immutable file, or a security module"
 _OLD_KERNEL = "dmthin needs Linux 5.6 or later"
 
 
@@ -51,12 +53,15 @@ def explain(number: int, failed: str, context: Context, *, reason: str = "") -> 
     `reason` is what the kernel or a program has said in its own words, if it has. A `number` of 0 stands for an errno
     that a program has not passed on.
     """
-    meaning = context.get(number, _UNKNOWN)
+    meaning = context.get(number) or _ANYWHERE.get(number, _UNKNOWN)
     why = meaning.reason or reason or (os.strerror(number) if number else "the kernel gave no reason")
+    if number == errno.EMFILE:
+        why = f"{why} ({resource.getrlimit(resource.RLIMIT_NOFILE)[0]})"
     message = meaning.message or (f"{failed}: {why}" if failed else why)
+    hint = _ROOT_IS_REFUSED if meaning.hint == RUN_AS_ROOT and not os.geteuid() else meaning.hint
     if issubclass(meaning.error, KernelError):
-        return meaning.error(message, errno=number, hint=meaning.hint)
-    return meaning.error(message, hint=meaning.hint)
+        return meaning.error(message, errno=number, hint=hint)
+    return meaning.error(message, hint=hint)
 
 
 def os_failure(error: OSError, doing: str, context: "Context | None" = None) -> DmthinError:
@@ -65,6 +70,20 @@ def os_failure(error: OSError, doing: str, context: "Context | None" = None) -> 
 
 
 _UNKNOWN = Meaning()
+
+_ANYWHERE: Context = {
+    errno.EMFILE: Meaning(
+        reason="the process has as many open files as its limit allows",
+        hint="raise it with ulimit -n, or LimitNOFILE= of a service",
+    ),
+    errno.ENFILE: Meaning(reason="the host has as many open files as it allows", hint="raise it: sysctl fs.file-max"),
+    errno.EROFS: Meaning(
+        NotPermitted, "its file system is mounted read-only", "mount it writable, or choose another place"
+    ),
+    errno.ENAMETOOLONG: Meaning(InvalidValue, hint="choose a shorter path"),
+    errno.ELOOP: Meaning(InvalidValue, hint="the path leads through links that lead to themselves"),
+}
+"""What a number means in every context that does not list it."""
 
 _RIGHTS = (errno.EPERM, errno.EACCES)
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -132,9 +151,9 @@ LOOP_NODE: Context = {**LOOP, errno.ENOENT: Meaning(NotFound)}
 
 LOOP_CONTROL: Context = {
     **RIGHTS,
-    **dict.fromkeys(
-        (errno.ENOENT, errno.ENODEV),
-        Meaning(Unavailable, hint="load them with: modprobe loop", message="this kernel has no loop devices"),
+    errno.ENODEV: Meaning(Unavailable, hint="load them with: modprobe loop", message="this kernel has no loop devices"),
+    errno.ENOENT: Meaning(
+        Unavailable, hint="run modprobe loop, or mount devtmpfs on /dev", message="/dev/loop-control is missing"
     ),
 }
 """For opening /dev/loop-control. Where systemd has made the node and the module cannot be loaded, that is ENODEV."""
@@ -143,11 +162,18 @@ MOUNT: Context = {
     **RIGHTS,
     errno.EBUSY: Meaning(InUse, "busy"),
     errno.ENOENT: Meaning(NotFound),
+    errno.ENODEV: Meaning(Unavailable, "this kernel does not have that file system", "load it with modprobe"),
     errno.EINVAL: Meaning(
         InvalidValue, "a bad option or superblock", "check dm.mountopt; the kernel log says more: dmesg"
     ),
 }
 """For mount(2)."""
+
+PROC: Context = {
+    **RIGHTS,
+    errno.ENOENT: Meaning(Unavailable, message="/proc is not mounted", hint="run: mount -t proc proc /proc"),
+}
+"""For the files of /proc that every process has."""
 
 UNMOUNT: Context = {**MOUNT, errno.EINVAL: Meaning(NotFound, "nothing is mounted there")}
 """For umount2(2)."""

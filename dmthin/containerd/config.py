@@ -1,5 +1,6 @@
 """Configuration: the snapshotters that a daemon serves, and the corresponding part of containerd's config.toml."""
 
+import os
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -55,7 +56,7 @@ def open_snapshotters(configs: Iterable[SnapshotterConfig], options: Iterable[st
     with ExitStack() as stack:
         snapshotters = []
         for config in configs:
-            root = config.root.absolute().resolve()
+            root = Path(os.path.realpath(config.root))
             if root not in stores:
                 work, spares, counting = (BackgroundQueue(name) for name in ("containerd", "spares", "usage"))
                 store = stack.enter_context(ensure_store(root, options, Background(work, spares)))

@@ -4,10 +4,12 @@ Buffers have at least 1024 bytes, the size up to which CPython 3.11 releases its
 message is sent while it is held.
 """
 
+import errno
 import os
 import select
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Self
 
 from dmthin.errors import NotFound, TimeLimit, Unavailable
@@ -28,6 +30,7 @@ from dmthin.os_errors import DEVICE_MAPPER_NODE, NO_THIN_POOL, os_failure
 from dmthin.steps import step
 
 CONTROL = "/dev/mapper/control"
+_IN_SYSFS = Path("/sys/class/misc/device-mapper")
 _BUFFER = 1024
 _LARGEST_REPLY = 16 << 20
 _BY_NAME = frozenset(Request) - {Request.VERSION, Request.LIST_DEVICES, Request.LIST_VERSIONS, Request.DEV_ARM_POLL}
@@ -46,6 +49,9 @@ class IoctlDeviceMapper:
         try:
             self._fd = os.open(CONTROL, os.O_RDWR | os.O_CLOEXEC)
         except OSError as error:
+            if error.errno == errno.ENOENT and _IN_SYSFS.exists():
+                hint = "mount devtmpfs on /dev, or run: dmsetup mknodes"
+                raise Unavailable(f"{CONTROL} is missing, though this kernel has device-mapper", hint=hint) from None
             raise os_failure(error, f"open {CONTROL}", DEVICE_MAPPER_NODE) from None
 
     def close(self) -> None:

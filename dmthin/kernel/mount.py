@@ -6,7 +6,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from dmthin.os_errors import MOUNT, UNMOUNT, explain
+from dmthin.errors import Unavailable
+from dmthin.os_errors import MOUNT, PROC, UNMOUNT, explain, os_failure
 from dmthin.steps import step
 
 _MS = {"ro": 0x1, "nosuid": 0x2, "nodev": 0x4, "noexec": 0x8, "sync": 0x10, "dirsync": 0x80, "noatime": 0x400,
@@ -62,6 +63,12 @@ def under(folder: Path) -> list[Mount]:
     """Return the mounts at or below a folder in an order in which they can be unmounted: innermost and newest first."""
     inside = f"{folder}/"
     return [mount for mount in reversed(table()) if mount.target == str(folder) or mount.target.startswith(inside)]
+
+
+def require_sysfs() -> None:
+    """Raise Unavailable unless /sys is mounted: without it no loop device looks bound, and no device looks used."""
+    if not (mounts := at(Path("/sys"))) or mounts[-1].fs_type != "sysfs":
+        raise Unavailable("/sys is not mounted", hint="run: mount -t sysfs sysfs /sys")
 
 
 def mount(source: str, target: Path, fs_type: str, options: str = "") -> None:
@@ -130,10 +137,16 @@ def _mount(source: str, target: Path, fs_type: str, flags: int, data: str) -> No
 
 
 def _lines(process: int | str) -> list[str]:
-    """Return the lines of a mountinfo file. Only a newline ends one: the kernel does not escape a carriage return."""
+    """Return the lines of a mountinfo file. Only a newline ends one: the kernel does not escape a carriage return.
+
+    There are none of a process that has ended. Raise Unavailable (no /proc): no mounts would look like a volume that
+    nothing uses.
+    """
     try:
         content = Path(f"/proc/{process}/mountinfo").read_bytes()
-    except OSError:
+    except OSError as error:
+        if process == "self":
+            raise os_failure(error, "read the mount table", PROC) from None
         return []
     return os.fsdecode(content).split("\n")[:-1]
 

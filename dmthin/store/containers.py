@@ -1,5 +1,6 @@
 """Containers: writable snapshots of images, mounted where their users want them."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,4 +91,4 @@ class Containers:
         container = self.get(name)
         if target is None and "/" in name:
             raise InvalidValue(f"the container {name!r} has no place of its own", hint="name a folder to mount it at")
-        return container, target.absolute().resolve() if target else self._layout.mount_point(name)
+        return container, Path(os.path.realpath(target)) if target else self._layout.mount_point(name)

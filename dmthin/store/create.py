@@ -42,7 +42,7 @@ def create_store(
     `background` is for the Store.
     Raises AlreadyExists, InUse, InvalidValue, NoDataSpace, Unavailable (no dm-thin), NotPermitted.
     """
-    _clear_unfinished(Layout(root.absolute().resolve()))
+    _clear_unfinished(Layout.at(root))
     plan = plan_store(root, options, force=force)
     layout, made_root = plan.layout, not plan.layout.root.exists()
     _make_folder(layout.root)
@@ -58,7 +58,7 @@ def create_store(
 
 def is_store(root: Path) -> bool:
     """Return whether there is a finished store. An unfinished one is cleared away by `create_store`."""
-    path = Layout(root.absolute().resolve()).ledger
+    path = Layout.at(root).ledger
     try:
         return Ledger(path).store().state is StoreState.READY
     except NotFound:
@@ -102,8 +102,9 @@ def plan_store(root: Path, options: Iterable[str] = (), *, force: bool = False) 
     """Check all that a new store needs, and return it as a plan. Changes nothing. Raises what `create_store` does."""
     pairs = parse_pairs(options)
     chosen = StorageOptions.from_pairs(pairs)
-    layout = Layout(root.absolute().resolve())
+    layout = Layout.at(root)
     preflight.require_kernel()
+    schema.require_short(schema.unfinished(layout.ledger))
     _require_no_store(layout)
     preflight.require_room(layout.root)
     record = StoreRecord(

@@ -55,7 +55,7 @@ class Store:
         Raises NotFound (no store there), InvalidValue (an option, or one that differs from how the pool was made),
         Unavailable (a newer schema, no device-mapper), NotPermitted.
         """
-        self.layout = Layout(root.absolute().resolve())
+        self.layout = Layout.at(root)
         given = parse_pairs(options)
         self.ledger = Ledger(self.layout.ledger)
         self.options = _with_stored(given, self.ledger.store())

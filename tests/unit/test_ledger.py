@@ -2,15 +2,25 @@
 
 import errno
 import os
+import resource
 import shutil
 import sqlite3
 import threading
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
 
-from dmthin.errors import AlreadyExists, InUse, KernelError, NoMetadataSpace, NotFound, Unavailable
+from dmthin.errors import (
+    AlreadyExists,
+    DmthinError,
+    InUse,
+    InvalidValue,
+    KernelError,
+    NoMetadataSpace,
+    NotFound,
+    Unavailable,
+)
 from dmthin.kernel import block
 from dmthin.store.state import schema
 from dmthin.store.state.ledger import Ledger
@@ -294,3 +304,45 @@ def test_an_older_schema_is_migrated(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_a_ledger_that_was_removed_is_gone_with_its_files(ledger: Ledger, tmp_path: Path) -> None:
     ledger.remove()
     assert [path.name for path in tmp_path.iterdir()] == []
+
+
+def folder_of(tmp_path: Path, length: int) -> Path:
+    """Make a folder whose path has that many bytes."""
+    folder = tmp_path
+    while (left := length - len(os.fsencode(folder)) - 1) > 0:
+        folder /= "d" * (left if left <= 200 else min(200, left - 2))
+    folder.mkdir(parents=True)
+    assert len(os.fsencode(folder)) == length
+    return folder
+
+
+def test_the_longest_path_that_sqlite_opens(tmp_path: Path) -> None:
+    path = folder_of(tmp_path, 504 - len("/ledger.db.new")) / "ledger.db"
+    schema.make(path)
+    ledger = Ledger(path)
+    assert ledger.volumes() == []
+    ledger.close()
+    path = folder_of(tmp_path, 505 - len("/ledger.db.new")) / "ledger.db"
+    with pytest.raises(InvalidValue, match=r"too long: its ledger's has 505 bytes, and SQLite takes 504: .*--root"):
+        schema.make(path)
+    assert list(path.parent.iterdir()) == []
+
+
+@pytest.mark.parametrize("free", range(5))
+def test_a_ledger_that_few_descriptors_are_left_for(ledger: Ledger, tmp_path: Path, free: int) -> None:
+    """SQLite says of this, as of much else, that it is unable to open the database file."""
+
+    def open_with_few_descriptors() -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40))
+        taken = []
+        with suppress(OSError):
+            while True:
+                taken.append(os.dup(2))
+        for fd in taken[:free]:
+            os.close(fd)
+        try:
+            Ledger(tmp_path / "ledger.db").store()
+        except DmthinError as error:
+            assert "as many open files as its limit allows (40): raise it" in str(error), error
+
+    assert processes.run(open_with_few_descriptors) == 0

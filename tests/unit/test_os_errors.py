@@ -2,6 +2,7 @@
 
 import errno
 import os
+import resource
 
 import pytest
 
@@ -22,7 +23,9 @@ from dmthin.errors import (
 from dmthin.os_errors import Context, explain, os_failure
 
 CONTEXTS: dict[str, Context] = {
-    name: value for name, value in vars(os_errors).items() if name.isupper() and isinstance(value, dict)
+    name: value
+    for name, value in vars(os_errors).items()
+    if name[0].isupper() and name.isupper() and isinstance(value, dict)
 }
 
 
@@ -80,6 +83,35 @@ def test_what_a_number_means_depends_on_the_call(context: str, number: int, kind
     assert text in str(error)
     if isinstance(error, KernelError):
         assert error.errno == number
+
+
+@pytest.mark.parametrize(
+    ("number", "kind", "text"),
+    [
+        (errno.EMFILE, KernelError, "as many open files as its limit allows ("),
+        (errno.ENFILE, KernelError, "fs.file-max"),
+        (errno.EROFS, NotPermitted, "read-only"),
+        (errno.ENAMETOOLONG, InvalidValue, "shorter"),
+        (errno.ELOOP, InvalidValue, "links"),
+    ],
+)
+def test_some_numbers_mean_the_same_in_each_call(number: int, kind: type[DmthinError], text: str) -> None:
+    for context in ("COMMAND", "FILES", "LOOP", "LOOP_NODE", "LOOP_CONTROL", "DEVICE_MAPPER_NODE", "MOUNT"):
+        error = explain(number, "cannot go", CONTEXTS[context])
+        assert type(error) is kind
+        assert text in str(error)
+
+
+def test_the_limit_of_open_files_is_named() -> None:
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    assert f"({limit}): raise it with ulimit -n" in str(explain(errno.EMFILE, "cannot open X", {}))
+
+
+def test_root_is_not_told_to_be_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert "root lacks this right here" in str(explain(errno.EPERM, "cannot open X", os_errors.RIGHTS))
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert str(explain(errno.EPERM, "", os_errors.RIGHTS)) == "Operation not permitted: run this as root"
 
 
 def test_the_kernels_own_words_go_before_the_systems() -> None:

@@ -1,5 +1,6 @@
 """The layout of a store's folder, and of the devices below its pool."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,11 @@ class Layout:
     """The paths of one store; `root` is absolute and free of links."""
 
     root: Path
+
+    @classmethod
+    def at(cls, root: Path) -> "Layout":
+        """Return the layout below a folder, which need not be there. A loop of links is left for those who open it."""
+        return cls(Path(os.path.realpath(root)))
 
     @property
     def ledger(self) -> Path:

@@ -5,18 +5,21 @@ once for many commits. SQLite itself syncs the log before a checkpoint, and the 
 away whole commits from the end of the log, and none that was synced.
 """
 
+import errno
 import os
 import sqlite3
 from contextlib import closing
 from pathlib import Path
 
-from dmthin.errors import DmthinError, KernelError, NoDataSpace, NotFound, NotPermitted, TimeLimit, Unavailable
+from dmthin.errors import DmthinError, InvalidValue, KernelError, NoDataSpace, NotFound, TimeLimit, Unavailable
 from dmthin.kernel import block
-from dmthin.os_errors import RUN_AS_ROOT
+from dmthin.os_errors import os_failure
 from dmthin.steps import step
 
 _APPLICATION_ID = 0x646D746E  # "dmtn"
 _BUSY_SECONDS = 30.0
+_LONGEST_PATH = 504
+"""Bytes of the longest path that SQLite opens on Unix: 512 (MAX_PATHNAME in os_unix.c), less its suffix -journal."""
 
 _MIGRATIONS = (
     """
@@ -78,12 +81,16 @@ SCHEMA_VERSION = len(_MIGRATIONS)
 
 def make(path: Path) -> None:
     """Make an empty ledger, durably: under another name first, then renamed. Raises what `failure` returns."""
-    new = path.with_name(f"{path.name}.new")
+    new = unfinished(path)
+    require_short(new)
     for stale in (*files(path)[1:], *files(new)):
         block.remove_file(stale)
     try:
+        os.close(os.open(new, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    except OSError as error:
+        raise os_failure(error, f"make {new}") from None
+    try:
         with step("fill", new), closing(connect(new)) as connection:
-            new.chmod(0o600)
             # The file keeps its journal mode. It is set here since opening must not change a file that is no ledger.
             connection.execute("PRAGMA journal_mode = WAL")
             _upgrade(connection)
@@ -128,6 +135,11 @@ def files(path: Path) -> tuple[Path, ...]:
     return path, log(path), path.with_name(f"{path.name}-shm")
 
 
+def unfinished(path: Path) -> Path:
+    """Return the path at which `make` fills a new ledger."""
+    return path.with_name(f"{path.name}.new")
+
+
 def log(path: Path) -> Path:
     """Return the path of the write-ahead log, which exists while a connection has read or written."""
     return path.with_name(f"{path.name}-wal")
@@ -135,6 +147,7 @@ def log(path: Path) -> Path:
 
 def connect(path: Path) -> sqlite3.Connection:
     """Return a connection whose commits are durable once the log is synced. Raises what `failure` returns."""
+    require_short(path)
     try:
         connection = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
         connection.execute("PRAGMA synchronous = NORMAL")
@@ -142,6 +155,15 @@ def connect(path: Path) -> sqlite3.Connection:
     except sqlite3.Error as error:
         raise failure(error, path) from None
     return connection
+
+
+def require_short(path: Path) -> None:
+    """Raise InvalidValue for the path of a ledger that is too long for SQLite, which names no reason."""
+    if (length := len(os.fsencode(path))) > _LONGEST_PATH:
+        raise InvalidValue(
+            f"the path of the store is too long: its ledger's has {length} bytes, and SQLite takes {_LONGEST_PATH}",
+            hint="choose a shorter --root",
+        )
 
 
 def _upgrade(connection: sqlite3.Connection) -> None:
@@ -162,8 +184,26 @@ def failure(error: sqlite3.Error, path: Path) -> DmthinError:
         return NoDataSpace(f"the file system of {path} is full", hint="free some space on it")
     if name.startswith("SQLITE_BUSY"):
         return TimeLimit(f"the ledger {path} was in use for more than {_BUSY_SECONDS:g} s", hint="try again")
-    if name == "SQLITE_CANTOPEN" and not os.access(path, os.R_OK | os.W_OK):
-        return NotPermitted(f"the ledger {path} cannot be opened", hint=RUN_AS_ROOT)
+    if name.startswith(("SQLITE_CANTOPEN", "SQLITE_READONLY")):
+        return _not_opened(error, path)
     if name == "SQLITE_NOTADB":
         return NotFound(f"{path} is not a ledger of dmthin", hint="choose another --root")
+    return KernelError(f"the ledger {path}: {error}")
+
+
+def _not_opened(error: sqlite3.Error, path: Path) -> DmthinError:
+    """Return why a ledger cannot be opened or written, which SQLite does not say.
+
+    The ledger itself is not opened for that: closing it would release the locks that SQLite has on it.
+    """
+    try:
+        os.close(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+        path.stat()
+        for place in (path.parent, *filter(os.path.exists, files(path))):
+            if os.statvfs(place).f_flag & os.ST_RDONLY:
+                raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+            if not os.access(place, os.R_OK | os.W_OK):
+                raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as reason:
+        return os_failure(reason, f"open the ledger {path}")
     return KernelError(f"the ledger {path}: {error}")

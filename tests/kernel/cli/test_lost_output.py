@@ -42,7 +42,7 @@ def test_a_change_whose_output_is_lost_is_named(fresh: Command, tree: Path, caps
         ["du"],
         ["inspect", "web"],
         ["pool", "status"],
-        ["container", "rm", "web", "--dry-run"],
+        ["container", "commit", "web", "new", "--dry-run"],
     ):
         said = _lost(fresh, capsys, *words)
         assert said == Ran(13, "", "dmthin: the output could not be written: No space left on device\n")
