@@ -37,6 +37,22 @@ class Call:
 
         return parse_volume_size(self.options.volume_options)
 
+    def confirm_size(self, store: "Store", name: str, size: int) -> None:
+        """Ask for confirmation of a size in bytes that is out of proportion to the pool. Do nothing with --yes.
+
+        Raise what `confirm` raises, and what activation does.
+        """
+        from dmthin.cli.sizes import OUT_OF_PROPORTION, human
+
+        if self.options.yes or self.options.dry_run:
+            return
+        if not (data := store.pool.status().data_size):
+            store.pool.activate()
+            data = store.pool.status().data_size
+        if size > OUT_OF_PROPORTION * data:
+            loss = f"{name} would have {human(size)}, {size // data} times the {human(data)} of the pool"
+            self.confirm([loss], "To continue, type yes:", accepted=("yes",))
+
     def confirm(self, losses: Iterable[str], question: str, *, accepted: Iterable[str]) -> None:
         """Show what will be lost, and ask for confirmation on the terminal. Do nothing with --yes.
 

@@ -15,6 +15,8 @@ def create(call: Call) -> None:
     with call.store() as store:
         if _planned(call, lambda plans: plans.container_create(store, image, name, size)):
             return
+        if size is not None:
+            call.confirm_size(store, name, store.containers.plan_create(image, name, size).size)
         made = store.containers.create(image, name, size=size)
         info = store.volumes.info(made)
         text = f"created {name}: {human(made.size)}, a snapshot of {image}"
@@ -58,6 +60,7 @@ def resize(call: Call) -> None:
         size = request.resolve(before)
         if _planned(call, lambda plans: plans.container_resize(store, name, size)):
             return
+        call.confirm_size(store, name, store.containers.plan_resize(name, size).size)
         now = store.containers.resize(name, size)
         same = f"{name} already has {human(now.size)}"
         grown = f"resized {name}: {human(before)} -> {human(now.size)}"

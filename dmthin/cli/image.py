@@ -24,6 +24,8 @@ def import_(call: Call) -> None:
 
             call.output.plan(volume_plans.image_import(store, name, source, size))
             return
+        if size is not None:
+            call.confirm_size(store, name, store.images.plan_import(name, size).size)
         with line_on_terminal(call.output) as line:
 
             def progress(now: "Progress") -> None:

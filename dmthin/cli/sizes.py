@@ -8,6 +8,9 @@ from dmthin.units import MIB, format_exact, format_size, parse_size, round_up
 
 _LARGEST = 1 << 60
 """1 EiB, more than the maximum of any file system or device supported here."""
+OUT_OF_PROPORTION = 100
+"""A volume that is larger than the pool's data by more than this factor is confirmed first: 12T may stand for 12G."""
+
 _SHARE = re.compile(r"([0-9]{1,6}(?:\.[0-9]{1,3})?) ?%")
 
 

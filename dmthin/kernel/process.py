@@ -70,11 +70,17 @@ def find(program: str) -> str | None:
 
 
 def run(
-    program: str, *arguments: str, stdin: str | None = None, timeout: float = 60, ok: Sequence[int] = (0,)
+    program: str,
+    *arguments: str,
+    stdin: str | None = None,
+    timeout: float = 60,
+    ok: Sequence[int] = (0,),
+    to_end: bool = False,
 ) -> Completed:
     """Run `program` to its end, at most `timeout` seconds. The exit statuses in `ok` are no failures.
 
-    The kernel kills the program when this process dies, so that no program is left that holds a device. Raise
+    The kernel kills the program when this process dies, so that no program is left that holds a device. With `to_end` a
+    program that was killed is waited for until it has ended, however long that takes. Raise
     Unavailable (no such program), ToolFailed (with the program's own words), TimeLimit.
     """
     path = find(program)
@@ -105,7 +111,7 @@ def run(
         )
 
     try:
-        done = _Program(start).run(timeout)
+        done = _Program(start).run(timeout, None if to_end else _KILL_SECONDS)
     except TimeoutError:
         raise TimeLimit(f"{line} did not end within {timeout:g} s") from None
     except Exception as failure:
@@ -154,10 +160,10 @@ class _Program:
         self._running: Future[Any] = Future()
         self._ended: Future[Any] = Future()
 
-    def run(self, seconds: float) -> Any:
+    def run(self, seconds: float, kill_seconds: float | None) -> Any:
         """Run it and return its result. Raise what `sh` raises, TimeoutError, or what a signal's handler raises.
 
-        Whatever ends the wait, the program is killed first.
+        Whatever ends the wait, the program is killed first, and waited for `kill_seconds`; None is without a limit.
         """
         try:
             threading.Thread(target=self._work, name="program", daemon=True).start()
@@ -168,7 +174,7 @@ class _Program:
             if not self._begun.acquire(blocking=False) and not self._ended.done():
                 with suppress(Exception):
                     self._running.result().kill()
-                wait([self._ended], _KILL_SECONDS)
+                wait([self._ended], kill_seconds)
             raise
 
     def _await_end(self, until: float) -> None:

@@ -6,14 +6,16 @@ from pathlib import Path
 from typing import Annotated, ClassVar, NamedTuple
 
 from dmthin.errors import InvalidValue
-from dmthin.kernel import block, process
+from dmthin.kernel import block, process, xfs
 from dmthin.kernel.cstruct import U64, CStruct
 from dmthin.os_errors import RIGHTS, os_failure
 from dmthin.steps import step
-from dmthin.units import MIB, TIB, format_exact
+from dmthin.units import KIB, MIB, TIB, format_exact
 
 _MKFS_SECONDS = 600.0
 _GROW_SECONDS = 600.0
+_STRIDE_GROUPS = 1024
+"""Groups of blocks by which a file system is extended at a time: 128G for ext4 with blocks of 4K, in a second or so."""
 
 
 class FileSystem(ABC):
@@ -37,13 +39,27 @@ class FileSystem(ABC):
         with step("mkfs", node):
             process.run(*self.make_command(node, arguments), timeout=_MKFS_SECONDS)
 
-    def grow(self, node: str, mount_point: Path) -> None:
-        """Extend a mounted one to the size of its device; do nothing if it has that.
+    def grow(self, node: str, mount_point: Path, size: int) -> None:
+        """Extend a mounted one to the `size` in bytes of its device; do nothing if it has that.
 
-        Raise ToolFailed, TimeLimit, Unavailable.
+        The kernel does not look for signals while it extends a file system. So that an interruption need not wait for
+        minutes, that is done in steps, and nothing extends it any more when this raises.
+        Raise ToolFailed, TimeLimit, Unavailable, NotFound, KernelError.
         """
         with step("grow file system", node):
-            process.run(*self.grow_command(node, mount_point), timeout=_GROW_SECONDS)
+            done, stride = self.size(node, mount_point), _STRIDE_GROUPS * self.group_size(node, mount_point)
+            while (done := done + stride) < size:
+                process.run(*self.grow_command(node, mount_point, done), timeout=_GROW_SECONDS, to_end=True)
+            process.run(*self.grow_command(node, mount_point), timeout=_GROW_SECONDS, to_end=True)
+
+    def require_growth(self, node: Path, size: int) -> None:
+        """Raise InvalidValue if the one on a device, mounted or not, cannot be extended to `size` bytes."""
+        limit, why = self.growth_limit(node)
+        if size > limit:
+            raise InvalidValue(
+                f"{format_exact(size)} is too large for this {self.name}",
+                hint=f"{why} it grows to at most {format_exact(limit)}",
+            )
 
     def require_size(self, size: int) -> None:
         """Raise InvalidValue for a volume of `size` bytes that it cannot fill."""
@@ -59,8 +75,20 @@ class FileSystem(ABC):
         """Return the words of the mkfs command; the user's arguments come last, so that they win."""
 
     @abstractmethod
-    def grow_command(self, node: str, mount_point: Path) -> list[str]:
-        """Return the words of the command that extends a mounted one to the size of its device."""
+    def grow_command(self, node: str, mount_point: Path, size: int | None = None) -> list[str]:
+        """Return the words of the command that extends a mounted one to the size of its device, or to `size` bytes."""
+
+    @abstractmethod
+    def growth_limit(self, node: Path) -> tuple[int, str]:
+        """Return the bytes to which the one on a device can be extended, and what of it sets that limit, in words."""
+
+    @abstractmethod
+    def size(self, node: str, mount_point: Path) -> int:
+        """Return the bytes of a mounted one now. Raise NotFound, KernelError."""
+
+    @abstractmethod
+    def group_size(self, node: str, mount_point: Path) -> int:
+        """Return the bytes of a group of its blocks, which is the unit in which it is extended."""
 
     @abstractmethod
     def check_arguments(self, arguments: Sequence[str]) -> None:
@@ -86,8 +114,25 @@ class _Ext4Superblock(NamedTuple):
     """struct ext4_super_block, the fields that are read here."""
 
     inodes: Annotated[int, "I", 0x0]
+    blocks: Annotated[int, "I", 0x4]
     free_inodes: Annotated[int, "I", 0x10]
+    first_block: Annotated[int, "I", 0x14]
+    log_block_size: Annotated[int, "I", 0x18]
+    group_blocks: Annotated[int, "I", 0x20]
+    group_inodes: Annotated[int, "I", 0x28]
     incompatible_features: Annotated[int, "I", 0x60]
+    descriptor_size: Annotated[int, "H", 0xFE]
+    high_blocks: Annotated[int, "I", 0x150]
+
+    @property
+    def block_size(self) -> int:
+        """Bytes."""
+        return 1024 << self.log_block_size
+
+    @property
+    def has_64_bits(self) -> bool:
+        """Whether block numbers have 64 bits, and group descriptors the length that the superblock says."""
+        return bool(self.incompatible_features & _EXT4_64BIT)
 
 
 class _XfsSuperblock(NamedTuple):
@@ -100,6 +145,10 @@ class _XfsSuperblock(NamedTuple):
 _EXT4_SUPERBLOCK = CStruct("<", _Ext4Superblock)
 _EXT4_SUPERBLOCK_OFFSET = 1024
 _EXT4_RECOVER = 0x4
+_EXT4_64BIT = 0x80
+_EXT4_SHORT_DESCRIPTOR = 32
+_MOST_INODES = (1 << 32) - 1
+_MOST_SHORT_BLOCKS = (1 << 32) - 1
 _XFS_SUPERBLOCK = CStruct(">", _XfsSuperblock)
 
 
@@ -122,8 +171,33 @@ class Ext4(FileSystem):
         extended, others = _split_extended(arguments)
         return ["mkfs.ext4", "-q", "-E", ",".join((self._EXTENDED, *extended)), *others, node]
 
-    def grow_command(self, node: str, mount_point: Path) -> list[str]:
-        return ["resize2fs", node]
+    def grow_command(self, node: str, mount_point: Path, size: int | None = None) -> list[str]:
+        return ["resize2fs", node] if size is None else ["resize2fs", node, f"{size // KIB}K"]
+
+    def growth_limit(self, node: Path) -> tuple[int, str]:
+        """Return the limit of resize2fs and the kernel, by the superblock.
+
+        All descriptors must fit into the first group (resize2fs/main.c), whatever was reserved for them when it was
+        made: the kernel goes on with meta_bg then. Inodes, and blocks without the feature 64bit, are counted in 32 bits
+        (ext4_resize_fs in fs/ext4/resize.c).
+        """
+        has = self._superblock(node)
+        descriptor = has.descriptor_size if has.has_64_bits else _EXT4_SHORT_DESCRIPTOR
+        descriptors = (has.group_blocks - has.first_block) * (has.block_size // max(descriptor, _EXT4_SHORT_DESCRIPTOR))
+        groups = min(descriptors, _MOST_INODES // max(has.group_inodes, 1))
+        blocks = groups * has.group_blocks
+        if not has.has_64_bits:
+            blocks = min(blocks, _MOST_SHORT_BLOCKS)
+        limit = min(blocks * has.block_size, self.max_size)
+        return limit // KIB * KIB, f"with its blocks of {format_exact(has.block_size)}"
+
+    def size(self, node: str, mount_point: Path) -> int:
+        has = self._superblock(Path(node))  # the kernel changes it in the page cache of the device
+        return (has.blocks | (has.high_blocks << 32 if has.has_64_bits else 0)) * has.block_size
+
+    def group_size(self, node: str, mount_point: Path) -> int:
+        has = self._superblock(Path(node))
+        return max(has.group_blocks, 1) * has.block_size
 
     def check_arguments(self, arguments: Sequence[str]) -> None:
         for option in self._FIXED:
@@ -156,8 +230,21 @@ class Xfs(FileSystem):
     def make_command(self, node: str, arguments: Sequence[str]) -> list[str]:
         return ["mkfs.xfs", "-q", "-K", *arguments, node]
 
-    def grow_command(self, node: str, mount_point: Path) -> list[str]:
-        return ["xfs_growfs", "-d", str(mount_point)]
+    def grow_command(self, node: str, mount_point: Path, size: int | None = None) -> list[str]:
+        if size is None:
+            return ["xfs_growfs", "-d", str(mount_point)]
+        return ["xfs_growfs", "-D", str(size // xfs.geometry(mount_point).block_size), str(mount_point)]
+
+    def growth_limit(self, node: Path) -> tuple[int, str]:
+        return self.max_size, "as any other,"
+
+    def size(self, node: str, mount_point: Path) -> int:
+        has = xfs.geometry(mount_point)
+        return has.blocks * has.block_size
+
+    def group_size(self, node: str, mount_point: Path) -> int:
+        has = xfs.geometry(mount_point)
+        return has.group_blocks * has.block_size
 
     def check_arguments(self, arguments: Sequence[str]) -> None:
         pass

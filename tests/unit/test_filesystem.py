@@ -1,6 +1,7 @@
 """The file systems: their commands, their limits, what their superblocks say."""
 
 import struct
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from dmthin.errors import InvalidValue
 from dmthin.pool import filesystem
 from dmthin.pool.filesystem import EXT4, XFS, FileSystem
-from dmthin.units import MIB, TIB
+from dmthin.units import GIB, MIB, TIB
 
 FIXED = "nodiscard,lazy_itable_init=0,lazy_journal_init=0"
 
@@ -51,6 +52,41 @@ def test_sizes_that_a_file_system_can_have(kind: FileSystem, least: int, most: i
     for size, words in ((least - 1024, "too small"), (most + 1024, "too large")):
         with pytest.raises(InvalidValue, match=words):
             kind.require_size(size)
+
+
+def test_the_commands_that_grow_by_a_part() -> None:
+    assert EXT4.grow_command("/dev/dm-1", Path("/mnt"), 64 * MIB) == ["resize2fs", "/dev/dm-1", "65536K"]
+
+
+def ext4(tmp_path: Path, *arguments: str) -> Path:
+    """Make an ext4 of 64M in a file."""
+    path = tmp_path / "ext4"
+    with path.open("wb") as file:
+        file.truncate(64 * MIB)
+    subprocess.run(["/usr/sbin/mkfs.ext4", "-q", "-F", *arguments, path], check=True)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("arguments", "limit"),
+    [
+        (("-b", "1024", "-g", "1024", "-O", "64bit"), 16368 * MIB),
+        (("-b", "1024", "-g", "1024", "-O", "^64bit"), 32736 * MIB),
+        (("-b", "4096", "-g", "512", "-O", "64bit"), 64 * GIB),
+        (("-b", "1024", "-O", "64bit"), (8192 - 1) * 16 * 8 * MIB),
+        (("-b", "4096", "-O", "64bit"), 16 * TIB),
+        (("-b", "4096", "-O", "64bit", "-N", "32768"), 131071 * 128 * MIB),
+        (("-b", "4096", "-O", "^64bit"), 16 * TIB - 4096),
+    ],
+)
+def test_how_far_ext4_grows(tmp_path: Path, arguments: tuple[str, ...], limit: int) -> None:
+    """The limits of resize2fs 1.47 and Linux 6.1, met exactly with groups of 1024 and 512 blocks."""
+    node = ext4(tmp_path, *arguments)
+    assert EXT4.growth_limit(node)[0] == limit
+    EXT4.require_growth(node, limit)
+    with pytest.raises(InvalidValue, match=r"too large for this ext4: with its blocks of [14]K it grows to at most"):
+        EXT4.require_growth(node, limit + 4096)
+    assert EXT4.size(str(node), tmp_path) == 64 * MIB
 
 
 def test_what_the_superblock_of_ext4_says(tmp_path: Path) -> None:

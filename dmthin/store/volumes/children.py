@@ -94,7 +94,9 @@ class Children:
                 return made or self._volumes.creation.make(new, activate=activate)
             with self._volumes.creation.making(new) as volume:
                 if new.size > parent.size:
-                    self._volumes.mounts.fill_device(replace(volume, read_only=False))
+                    writable = replace(volume, read_only=False)
+                    self._volumes.mounts.require_growth(writable, new.size)
+                    self._volumes.mounts.fill_device(writable)
                 device = self._activate_for_mount(volume) if activate else None
             return Created(volume.with_state(State.READY), device)
 

@@ -121,16 +121,18 @@ class Volumes:
     def grow(self, volume: Volume, size: int) -> Volume:
         """Grow a volume and its file system to `size` bytes, mounted or not; return the volume then.
 
+        If that fails or is interrupted, the volume has its former size again, or what its file system has reached.
         Raises InvalidValue (less than now, or no size for the file system), InUse (open elsewhere), NoDataSpace,
-        PartlyDone (the file system is not grown).
+        PartlyDone (the file system is grown by a part), and what the program that grows it gives.
         """
         with self.locks.locked(volume) as volume:
             larger = self.plan_growth(volume, size)
             with self.recovery.transaction() as pool:
                 pool.thin.require_data_space(0)
+            self.mounts.require_growth(volume, larger.size)
             with self._ledger.transaction(f"grow {volume.name}"):
                 self._ledger.save(larger)
-            return self.mounts.finish_growth(larger)
+            return self.mounts.finish_growth(larger, volume)
 
     def plan_growth(self, volume: Volume, size: int) -> Volume:
         """Return the record of a volume that is to grow to `size` bytes, rounded up, checked.
@@ -143,7 +145,10 @@ class Volumes:
                 f"the {volume.title} has {format_exact(volume.size)} and cannot shrink to {format_exact(size)}",
                 hint="a volume only grows",
             )
-        filesystem.by_name(volume.file_system).require_size(size)
+        kind = filesystem.by_name(volume.file_system)
+        kind.require_size(size)
+        if (info := self.devices.info(volume)) and info.live_table and not info.suspended:  # else it cannot be read yet
+            kind.require_growth(Path(info.node), size)
         busy.require_not_open_elsewhere(volume, self.devices)
         return replace(volume, size=size, state=State.GROWING)
 

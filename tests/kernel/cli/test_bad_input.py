@@ -211,3 +211,16 @@ def test_a_folder_of_devices_without_device_mapper(scratch: Path) -> None:
     said = "/dev/mapper/control is missing, though this kernel has device-mapper"
     assert done.stderr == f"dmthin: {said}: mount devtmpfs on /dev, or run: dmsetup mknodes\n"
     assert not (scratch / "new").exists()
+
+
+def test_a_size_out_of_proportion_is_confirmed(dmthin: Command, store: Store, image: str) -> None:
+    dmthin.ok("container", "create", image, "web")
+    before = picture(store)
+    asked = "confirmation required: {} would have 512G, 128 times the 4G of the pool: pass --yes to confirm"
+    assert dmthin.fails(2, "container", "resize", "web", "512G") == asked.format("web")
+    for words in (["container", "create", image, "new"], ["image", "import", "new", "/nowhere"]):
+        assert dmthin.fails(2, *words, "--storage-opt", "size=512G") == asked.format("new")
+    assert dmthin.fails(2, "container", "resize", "web", "17T").startswith("17T is too large for ext4")
+    assert picture(store) == before
+    dmthin.ok("container", "resize", "web", "512G", "--dry-run")
+    assert picture(store) == before
