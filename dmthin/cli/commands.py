@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from dmthin import __version__
+from dmthin.cli import host_commands
 from dmthin.cli.global_options import default_root
 from dmthin.cli.parser import Parser, add_noun, add_verb
 
@@ -50,8 +51,8 @@ def build() -> Parser:
     _add_image(nouns)
     _add_container(nouns)
     _add_listing(nouns)
-    _add_serve(nouns)
-    _add_system(nouns)
+    host_commands.add_serve(nouns)
+    host_commands.add_system(nouns)
     return parser
 
 
@@ -225,60 +226,6 @@ def _add_listing(nouns: Any) -> None:
     _table_options(verb)
     verb = add_verb(nouns, "inspect", "listing:inspect", "show all details of volumes as JSON", "dmthin inspect web")
     verb.add_argument("names", metavar="NAME", nargs="+")
-
-
-def _add_serve(nouns: Any) -> None:
-    verb = add_verb(
-        nouns,
-        "serve",
-        "serve:serve",
-        "run as storage daemon for dockerd or containerd",
-        "dmthin serve --docker",
-        "dmthin serve --docker /run/docker/plugins/dmthin.sock -v",
-        "dmthin --root /var/lib/dmthin --storage-opt dm.basesize=20G serve --containerd",
-        "dmthin serve --containerd --snapshotter dmthin --snapshotter big=/srv/dmthin,size=100G",
-        note="Start it before dockerd, which needs the options `--experimental --storage-driver dmthin`, or containerd,"
-        " which needs the configuration that --print-containerd-config prints. A store for containerd is created if it"
-        " does not exist.",
-    )
-    verb.add_argument(
-        "--docker",
-        metavar="SOCKET",
-        nargs="?",
-        const="",
-        help="serve dockerd as a graphdriver plugin (default socket: /run/docker/plugins/dmthin.sock)",
-    )
-    verb.add_argument(
-        "--containerd",
-        metavar="SOCKET",
-        nargs="?",
-        const="",
-        help="serve containerd as a proxy snapshotter (default socket: /run/dmthin/containerd.sock)",
-    )
-    verb.add_argument(
-        "--snapshotter",
-        metavar="NAME[=ROOT][,size=SIZE]",
-        action="append",
-        default=[],
-        help="a snapshotter for containerd, its store and the size of its snapshots; repeatable"
-        " (default: dmthin, on the store at --root)",
-    )
-    verb.add_argument(
-        "--print-containerd-config", action="store_true", help="print the lines for containerd's config.toml, and exit"
-    )
-
-
-def _add_system(nouns: Any) -> None:
-    noun = add_noun(nouns, "system", "integrate dmthin with the host")
-    verb = add_verb(
-        noun,
-        "install",
-        "system:install",
-        "install systemd units and udev rules",
-        "dmthin system install",
-        "dmthin system install --destdir /mnt/image",
-    )
-    verb.add_argument("--destdir", metavar="DIR", default="/", help="root directory of the target system (default: /)")
 
 
 def _table_options(verb: Parser) -> None:

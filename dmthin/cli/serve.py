@@ -21,8 +21,10 @@ def serve(call: Call) -> None:
         )
     if given.snapshotter and not (containerd or given.print_containerd_config):
         raise InvalidValue("--snapshotter requires --containerd")
+    if (given.cri or given.diff or given.config_version) and not given.print_containerd_config:
+        raise InvalidValue("--cri, --diff and --config-version require --print-containerd-config")
 
-    from dmthin.containerd.config import containerd_config, parse_snapshotters
+    from dmthin.containerd.config import parse_snapshotters
     from dmthin.daemon import systemd
     from dmthin.daemon.serve import CONTAINERD_SOCKET, DOCKER_SOCKET, FrontEnds
     from dmthin.daemon.serve import serve as run
@@ -31,7 +33,9 @@ def serve(call: Call) -> None:
     snapshotters = parse_snapshotters(given.snapshotter, options.root)
     socket = Path(given.containerd) if given.containerd else CONTAINERD_SOCKET
     if given.print_containerd_config:
-        call.output.data(containerd_config(snapshotters, socket))
+        from dmthin.cli.containerd_config import show
+
+        show(call, snapshotters, socket)
         return
     if not docker and not containerd:
         raise InvalidValue("no front end to serve", hint="pass --docker, --containerd or both")

@@ -1,4 +1,4 @@
-"""Configuration: the snapshotters that a daemon serves, and the corresponding part of containerd's config.toml."""
+"""Configuration: the snapshotters that a daemon serves."""
 
 import os
 import re
@@ -73,38 +73,6 @@ def open_snapshotters(configs: Iterable[SnapshotterConfig], options: Iterable[st
         yield snapshotters
 
 
-def containerd_config(configs: Iterable[SnapshotterConfig], socket: Path) -> str:
-    """Return the lines for config.toml of containerd 1.6 to 2.x (its docs/PLUGINS.md and docs/cri/config.md)."""
-    configs = tuple(configs)
-    lines = ["# /etc/containerd/config.toml: containerd 1.6 and 1.7 read it with `version = 2`, 2.x with 3 as well."]
-    for config in configs:
-        lines += [
-            f"[proxy_plugins.{_quoted(config.name)}]",
-            '  type = "snapshot"',
-            f"  address = {_quoted(str(socket))}",
-            f"  [proxy_plugins.{_quoted(config.name)}.exports]",
-            f"    root = {_quoted(str(config.root))}",
-            '    enable_remote_snapshot_annotations = "true"',
-            "",
-        ]
-    first = _quoted(configs[0].name)
-    lines += [
-        "# For images and pods of the kubelet, containerd 1.x:",
-        '[plugins."io.containerd.grpc.v1.cri".containerd]',
-        f"  snapshotter = {first}",
-        "  disable_snapshot_annotations = false",
-        "",
-        "# The same for containerd 2.x:",
-        "# [plugins.'io.containerd.cri.v1.images']",
-        f"#   snapshotter = {first}",
-        "# [[plugins.'io.containerd.transfer.v1.local'.unpack_config]]",
-        '#   platform = "linux/amd64"',
-        f"#   snapshotter = {first}",
-        '#   differ = "walking"',
-    ]
-    return "\n".join(lines) + "\n"
-
-
 def _parse(text: str, root: Path) -> SnapshotterConfig:
     """Parse one specification. Raise InvalidValue."""
     place, *more = text.split(",")
@@ -124,8 +92,3 @@ def _parse(text: str, root: Path) -> SnapshotterConfig:
         if not (size := volume_size(parse_size(value, f"size of snapshotter {name}"))):
             raise InvalidValue(f"the size of snapshotter {name} is 0", hint="use a positive size, such as size=20G")
     return SnapshotterConfig(name, Path(folder) if equals else root, size)
-
-
-def _quoted(text: str) -> str:
-    """Return the text as a basic string of TOML."""
-    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'

@@ -36,6 +36,7 @@ PACKAGES = {
     "mkfs.xfs": "xfsprogs",
     "xfs_growfs": "xfsprogs",
     "blkid": "util-linux",
+    "containerd": "containerd",
 }
 """Debian's package for each program that dmthin runs, for the error when the program is missing."""
 
@@ -61,7 +62,9 @@ class Completed:
 
 
 def find(program: str) -> str | None:
-    """Return the absolute path of `program` on the fixed search path, None if it is missing."""
+    """Return the path of `program`, looked up on the fixed search path unless it is a path; None if it is missing."""
+    if "/" in program:
+        return program if os.access(program, os.X_OK) else None
     for folder in SEARCH_PATH.split(":"):
         path = f"{folder}/{program}"
         if os.access(path, os.X_OK):

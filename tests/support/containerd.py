@@ -54,7 +54,7 @@ class Containerd:
 
     def write_config(self) -> None:
         """What dmthin prints, after the places that a second containerd on one machine must have."""
-        line = ["dmthin", *self._dmthin_words(), "--print-containerd-config"]
+        line = ["dmthin", *self._dmthin_words(), "--print-containerd-config", "--cri"]
         printed = subprocess.run(line, capture_output=True, check=True, text=True).stdout
         own = f'root = "{self.folder / "root"}"\nstate = "{self.state}"\n[grpc]\n  address = "{self.socket}"\n'
         self.config.write_text(f"version = 2\n{own}{printed}")

@@ -19,6 +19,7 @@ DOORS = {
     "subprocess": set[str](),
     "aiohttp": {"docker/server.py", "docker/streams.py", "daemon/serve.py"},
     "grpclib": {"containerd/server.py", "daemon/serve.py"},
+    "tomlkit": {"containerd/host_config.py"},
     "google": {"containerd/messages.py"},
     "pyudev": {"kernel/udev.py"},
     "psutil": {"kernel/holders.py"},

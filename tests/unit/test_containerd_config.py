@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from dmthin.cli import main
-from dmthin.containerd.config import SnapshotterConfig, containerd_config, parse_snapshotters
+from dmthin.containerd.config import SnapshotterConfig, parse_snapshotters
 from dmthin.errors import InvalidValue
 from dmthin.units import GIB
 
@@ -45,26 +45,6 @@ def test_each_has_the_store_and_the_size_that_it_names() -> None:
 def test_what_makes_no_snapshotter_is_named(texts: list[str], words: str) -> None:
     with pytest.raises(InvalidValue, match=words):
         parse_snapshotters(texts, ROOT)
-
-
-def test_what_is_printed_is_toml_that_names_every_snapshotter() -> None:
-    plans = parse_snapshotters(["dmthin", 'big=/srv/a "b"'], ROOT)
-    config = tomllib.loads(containerd_config(plans, Path("/run/dmthin/containerd.sock")))
-    assert list(config["proxy_plugins"]) == ["dmthin", "big"]
-    for plugin in config["proxy_plugins"].values():
-        assert plugin["type"] == "snapshot"
-        assert plugin["address"] == "/run/dmthin/containerd.sock"
-    assert config["proxy_plugins"]["big"]["exports"]["root"] == '/srv/a "b"'
-    assert config["plugins"]["io.containerd.grpc.v1.cri"]["containerd"]["snapshotter"] == "dmthin"
-
-
-def test_the_comments_hold_the_same_for_containerd_2() -> None:
-    text = containerd_config(parse_snapshotters([], ROOT), Path("/s"))
-    commented = [line[2:] for line in text.split("# The same for containerd 2.x:\n")[1].splitlines()]
-    plugins = tomllib.loads("\n".join(commented))["plugins"]
-    assert plugins["io.containerd.cri.v1.images"]["snapshotter"] == "dmthin"
-    (unpack,) = plugins["io.containerd.transfer.v1.local"]["unpack_config"]
-    assert unpack["snapshotter"] == "dmthin"
 
 
 def test_the_command_prints_it(capsys: pytest.CaptureFixture[str]) -> None:
