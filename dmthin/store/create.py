@@ -19,11 +19,12 @@ from dmthin.os_errors import os_failure
 from dmthin.pool.diskpart import divide
 from dmthin.store import preflight
 from dmthin.store.config.direct_lvm import DirectLvm
-from dmthin.store.config.layout import DATA_FILE, METADATA_FILE, Layout
+from dmthin.store.config.layout import Layout
 from dmthin.store.config.options import StorageOptions, as_texts, parse_pairs
 from dmthin.store.lifecycle.activation import pool_table
 from dmthin.store.lifecycle.lifecycle import PoolLifecycle
 from dmthin.store.state import schema
+from dmthin.store.state.files import DATA_FILE, METADATA_FILE
 from dmthin.store.state.ledger import Ledger
 from dmthin.store.state.locks import Locks, make_lock_file
 from dmthin.store.state.model import StoreRecord, StoreState, new_uuid

@@ -17,6 +17,7 @@ from dmthin.errors import (
     InUse,
     InvalidValue,
     KernelError,
+    NeedsRepair,
     NoMetadataSpace,
     NotFound,
     Unavailable,
@@ -281,6 +282,17 @@ def test_what_is_no_store_is_named(tmp_path: Path) -> None:
         connection.execute("CREATE TABLE t (x)")
     with pytest.raises(NotFound, match="is not a ledger of dmthin"):
         Ledger(other)
+
+
+def test_a_ledger_that_was_lost_is_not_a_store_that_is_not_there(tmp_path: Path) -> None:
+    (tmp_path / "data").touch()
+    with pytest.raises(NotFound, match="is not a store"):
+        Ledger(tmp_path / "ledger.db")
+    make_lock_file(tmp_path / "lock")
+    with pytest.raises(
+        NeedsRepair, match=r"the ledger .*ledger\.db is missing, though the pool's data are there: restore"
+    ):
+        Ledger(tmp_path / "ledger.db")
 
 
 def test_a_newer_schema_is_refused_untouched(ledger: Ledger, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from dmthin import steps
-from dmthin.errors import NotFound, TimeLimit
+from dmthin.errors import NeedsRepair, NotFound, TimeLimit
 from dmthin.kernel import filelock
 from dmthin.store.state import lock_waits
 from dmthin.store.state.lock_waits import limit_waits
@@ -365,3 +365,12 @@ def test_locks_are_traced(locks: Locks, caplog: pytest.LogCaptureFixture) -> Non
     assert traced(0) == []
     assert traced(steps.STEPS) == waited
     assert traced(steps.REQUESTS) == ["lock: the pool lock, shared", "lock: the lock of volume 7", *waited]
+
+
+def test_a_lock_file_that_was_lost_is_not_a_store_that_is_not_there(locks: Locks, tmp_path: Path) -> None:
+    (tmp_path / "lock").unlink()
+    with pytest.raises(NotFound, match="is not a store: make one with: dmthin pool create"):
+        locks.base()
+    (tmp_path / "ledger.db").touch()
+    with pytest.raises(NeedsRepair, match=rf"the lock file {tmp_path}/lock is missing: make it: touch {tmp_path}/lock"):
+        locks.base()

@@ -7,11 +7,10 @@ from pathlib import Path
 from dmthin.kernel.thin import MAX_METADATA_SIZE
 from dmthin.pool.backing import Backing, BlockDevice, SparseFile
 from dmthin.pool.diskpart import DiskPart
+from dmthin.store.state.files import LEDGER_FILE, LOCK_FILE
 from dmthin.store.state.model import StoreRecord
 
 DEFAULT_ROOT = Path("/var/lib/dmthin")
-DATA_FILE = "data"
-METADATA_FILE = "metadata"
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,11 +26,11 @@ class Layout:
 
     @property
     def ledger(self) -> Path:
-        return self.root / "ledger.db"
+        return self.root / LEDGER_FILE
 
     @property
     def lock(self) -> Path:
-        return self.root / "lock"
+        return self.root / LOCK_FILE
 
     @property
     def identity(self) -> str:

@@ -117,6 +117,12 @@ class PoolActivation:
             return
         table = pool.table()
         data, meta = self._layout.data(record), self._layout.metadata(record)
+        for backing in (data, meta):
+            if backing.is_file and not backing.path.exists():
+                raise NeedsRepair(
+                    f"the pool's file {backing.path} was removed, while the pool is active",
+                    hint="copy what is needed out of its volumes now: with the pool, the file's content goes",
+                )
         if not (data.is_at(table.data_device) and meta.is_at(table.metadata_device)):
             held = block.describe(table.data_device)
             raise AlreadyExists(

@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from dmthin.errors import DmthinError, NotFound, TimeLimit
+from dmthin.errors import DmthinError, TimeLimit
 from dmthin.kernel import block
 from dmthin.steps import step, traced
 from dmthin.store.state import schema
+from dmthin.store.state.files import LEDGER_FILE, missing
 from dmthin.store.state.group_sync import GroupSync
 from dmthin.store.state.rows import Row
 
@@ -27,7 +28,7 @@ class Database:
         self._writing = threading.Lock()
         self._log = GroupSync(schema.log(path))
         if not block.exists(path):
-            raise NotFound(f"{path.parent} is not a store", hint="make one with: dmthin pool create")
+            raise missing(path.parent, LEDGER_FILE)
         try:
             schema.require_current(self._connection, path)
         except sqlite3.Error as error:

@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from dmthin.errors import NotFound
 from dmthin.kernel import filelock
 from dmthin.os_errors import os_failure
 from dmthin.store.state import lock_waits
+from dmthin.store.state.files import LOCK_FILE, missing
 from dmthin.store.state.lock_waits import BASE, METADATA_SNAPSHOT, POOL, POOL_QUEUE, SUSPEND, VOLUME
 
 
@@ -160,7 +160,7 @@ class Locks:
         try:
             return os.open(self._path, os.O_RDWR | os.O_CLOEXEC)
         except FileNotFoundError:
-            raise NotFound(f"{self._path.parent} is not a store", hint="make one with: dmthin pool create") from None
+            raise missing(self._path.parent, LOCK_FILE) from None
         except OSError as error:
             raise os_failure(error, f"open {self._path}") from None
 
