@@ -4,8 +4,11 @@ star defined the records; GNU tar --acls and libarchive write them too. The text
 form, with an optional fourth field that has the numeric id: `user:lisa:rw-:1000`.
 """
 
+import grp
+import pwd
 import re
 import struct
+from contextlib import suppress
 
 from dmthin.layers.header import Malformed
 
@@ -31,8 +34,8 @@ _ID = re.compile(rb"[0-9]{1,10}")
 def parse_acl(text: bytes) -> bytes:
     """Return the value of system.posix_acl_* for a list as text; the kernel checks whether the list is complete.
 
-    Raise Malformed for text that is not such a list, and for a user or group that is named without a numeric id: the
-    names of the machine that unpacks are not those of the archive.
+    GNU tar writes names alone. As it does, look them up on this machine.
+    Raise Malformed for text that is not such a list, and for a user or group without an id that this machine knows.
     """
     entries: list[tuple[int, int, int]] = []
     for line in re.split(rb"[,\n]", text):
@@ -57,7 +60,10 @@ def _number(words: list[bytes]) -> int:
     for word in (words[-1] if len(words) == 4 else b"", words[1]):
         if _ID.fullmatch(word) and int(word) < _NO_ID:
             return int(word)
-    raise Malformed(f"an access control list names {words[0].decode()} {words[1][:40]!r} without an id")
+    name = words[1].decode("utf-8", "surrogateescape")
+    with suppress(KeyError):
+        return pwd.getpwnam(name).pw_uid if words[0].startswith(b"u") else grp.getgrnam(name).gr_gid
+    raise Malformed(f"an access control list names the unknown {words[0].decode()} {words[1][:40]!r}")
 
 
 def _rights(word: bytes, line: bytes) -> int:

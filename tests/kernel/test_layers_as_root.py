@@ -4,6 +4,7 @@ import io
 import logging
 import os
 import stat
+import struct
 import subprocess
 import tarfile
 import tempfile
@@ -26,6 +27,8 @@ from tests.support.tars import member, tar
 from tests.support.trees import CAPABILITY
 
 HARDLINK = EntryType.HARDLINK
+NO_ID = 0xFFFFFFFF
+"""The id of an entry of an access control list that names nobody."""
 
 
 Listing = dict[bytes, tuple[Entry, bytes, tuple[int, int]]]
@@ -286,3 +289,29 @@ def test_changed_owners_and_devices_are_changes(tmp_path: Path) -> None:
     os.chown(pair.new / "s", 0, 5, follow_symlinks=False)
     os.chown(pair.new / "d", 5, 5)
     assert pair.changes() == [(ChangeKind.MODIFIED, path) for path in ("a", "d", "n", "s")]
+
+
+def test_what_gnu_tar_writes_of_lists_and_labels_is_kept(root: Path, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    (source / "inner").mkdir(parents=True)
+    (source / "inner" / "file").write_bytes(b"x")
+    access = struct.pack("<I", 2) + b"".join(
+        struct.pack("<HHI", *entry)
+        for entry in ((1, 6, NO_ID), (2, 6, 1000), (4, 4, NO_ID), (8, 5, 70), (16, 7, NO_ID), (32, 4, NO_ID))
+    )
+    os.setxattr(source / "inner" / "file", "system.posix_acl_access", access)
+    os.setxattr(source / "inner", "system.posix_acl_default", access)
+    archive = tmp_path / "archive.tar"
+    words = ["--acls", "--numeric-owner", "-V", "a label", "-g", str(tmp_path / "snar"), "-C", str(source)]
+    subprocess.run(["tar", *words, "-cf", archive, "."], check=True)
+    unpack(archive, root)
+    assert os.getxattr(root / "inner" / "file", "system.posix_acl_access") == access
+    assert os.getxattr(root / "inner", "system.posix_acl_default") == access
+    assert sorted(os.listdir(root)) == ["inner"]
+    assert sorted(os.listdir(root / "inner")) == ["file"]
+
+
+def test_an_attribute_that_the_kernel_refuses_is_named(root: Path) -> None:
+    capability = {"SCHILY.xattr.security.capability": "\1\2"}
+    with pytest.raises(InvalidValue, match="does not accept the value of the attribute security"):
+        unpack(io.BytesIO(tar(member("program", b"x", pax_headers=capability))), root)

@@ -28,10 +28,11 @@ def packed(*entries: tuple[int, int, int]) -> bytes:
             [(1, 7, NO_ID), (2, 6, 1000), (4, 5, NO_ID), (16, 7, NO_ID), (32, 5, NO_ID)],
         ),
         (
-            # libarchive
+            # libarchive, which writes ids beside names
             b"user::rw-,user:lisa:r--:77,user:bob:r-x:5,group::r--,group:wheel:rwx:10,mask::rwx,other::---",
             [(1, 6, NO_ID), (2, 5, 5), (2, 4, 77), (4, 4, NO_ID), (8, 7, 10), (16, 7, NO_ID), (32, 0, NO_ID)],
         ),
+        (b"user:root:r--,group:root:r-x", [(2, 4, 0), (8, 5, 0)]),  # looked up here, as GNU tar does
         (b"u::rw-,g::r--,m:r--,o:--- # comment", [(1, 6, NO_ID), (4, 4, NO_ID), (16, 4, NO_ID), (32, 0, NO_ID)]),
     ],
 )
@@ -42,8 +43,9 @@ def test_lists_as_text(text: bytes, entries: list[tuple[int, int, int]]) -> None
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        (b"user::rw-,user:lisa:r--", "names user b'lisa' without an id"),
-        (b"user:4294967295:rw-", "without an id"),
+        (b"user::rw-,user:no-such-user:r--", "names the unknown user b'no-such-user'"),
+        (b"group:no-such-group:r--", "names the unknown group"),
+        (b"user:4294967295:rw-", "names the unknown user"),
         (b"owner::rw-", "not an entry"),
         (b"user::rwz", "not an entry"),
         (b"user", "not an entry"),
@@ -88,7 +90,7 @@ def test_a_layer_has_what_docker_and_containerd_read() -> None:
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("SCHILY.acl.access", "user:lisa:rw-"),
+        ("SCHILY.acl.access", "user:no-such-user:rw-"),
         ("SCHILY.acl.ace", "owner@:rwx"),
         ("SCHILY.fflags", "nodump"),
         ("LIBARCHIVE.xattr.user.x", "not base64!"),

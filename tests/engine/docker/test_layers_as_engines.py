@@ -214,7 +214,7 @@ def docker_applies(root: Path, layer: bytes) -> str:
 
 
 def comparable(files: Tree, history: History, listed: bool) -> Tree:
-    """The files without what dockerd 20.10 has of its own, mode 0600 of directories that no layer lists.
+    """The files without what dockerd 20.10 has of its own: mode and group of directories that no layer lists.
 
     Nor has a directory a time that can be compared if a layer may change it without listing it.
     """
@@ -222,11 +222,8 @@ def comparable(files: Tree, history: History, listed: bool) -> Tree:
     found = {}
     for path, entry in files.items():
         if stat.S_ISDIR(entry.mode):
-            entry = replace(
-                entry,
-                mtime=entry.mtime if listed else 0,
-                mode=entry.mode if f"/{path}" in named else 0,
-            )
+            entry = entry if listed else replace(entry, mtime=0)
+            entry = entry if f"/{path}" in named else replace(entry, mode=0, owner=(0, 0))
         found[path] = entry
     return found
 
