@@ -137,6 +137,15 @@ def _add_image(nouns: Any) -> None:
     _table_options(add_verb(noun, "list", "listing:images", "list images", "dmthin image list", alias="ls"))
     verb = add_verb(noun, "remove", "image:remove", "remove an image", "dmthin image remove debian", alias="rm")
     verb.add_argument("name", metavar="NAME")
+    verb = add_verb(
+        noun,
+        "verify",
+        "image:verify",
+        "compare the layers of dockerd's images with the tars that they were made from",
+        "dmthin --root /var/lib/docker/dmthin image verify",
+        "dmthin --root /var/lib/docker/dmthin image verify web:1",
+    )
+    verb.add_argument("names", metavar="IMAGE", nargs="*", help="name of an image, as docker shows it; default: all")
 
 
 def _add_container(nouns: Any) -> None:

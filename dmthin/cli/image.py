@@ -1,10 +1,12 @@
-"""The verbs of images: import, remove."""
+"""The verbs of images: import, remove, verify."""
 
 from typing import TYPE_CHECKING
 
 from dmthin.cli.call import Call
 from dmthin.cli.results import report_volume
 from dmthin.cli.sizes import human
+from dmthin.cli.table import aligned
+from dmthin.errors import NeedsRepair
 
 if TYPE_CHECKING:
     from dmthin.layers.unpack import Progress
@@ -50,3 +52,35 @@ def remove(call: Call) -> None:
             return
         store.images.remove(name)
     call.output.changed(f"removed image {name}", {"removed": name})
+
+
+def verify(call: Call) -> None:
+    """Compare layers of dockerd's images with their tars. Raise NeedsRepair if one differs."""
+    from dmthin.docker.verify import verify_layers
+
+    with call.store() as store:
+        found = list(verify_layers(store, frozenset(call.arguments.names)))
+    if call.output.as_json:
+        layers = [
+            {
+                "chain_id": one.layer.chain,
+                "volume": one.layer.volume,
+                "images": list(one.images),
+                "problems": list(one.problems),
+            }
+            for one in found
+        ]
+        call.output.document({"layers": layers})
+    elif found:
+        lines = [["LAYER", "IMAGES", "PROBLEM"]]
+        for one in found:
+            first = [one.layer.chain.partition(":")[2][:12], ",".join(one.images) or "-"]
+            lines += [[*first, problem] for problem in one.problems or ("-",)]
+        call.output.data(aligned(lines, (False, False, False)))
+    damaged = [one for one in found if one.problems]
+    if damaged:
+        images = sorted({name for one in damaged for name in one.images})
+        raise NeedsRepair(
+            f"{len(damaged)} of {len(found)} layers differ from their tars",
+            hint=f"remove the images, and load or pull them again: docker rmi {' '.join(images)}",
+        )

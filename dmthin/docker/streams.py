@@ -1,17 +1,12 @@
 """Transfer of tars between dockerd's connections and the sandboxed worker that reads or writes them."""
 
 import asyncio
-import os
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import asynccontextmanager, suppress
 
 from aiohttp import StreamReader
 
-from dmthin.kernel import process
 from dmthin.layers.job import Job, parse_report
-
-_PIECE = 256 << 10
-_REPORT_LIMIT = 1 << 16
+from dmthin.layers.running import started
 
 _SMALL = 16 << 10
 _SHORTEST, _LONGEST = 0.001, 0.016
@@ -68,17 +63,12 @@ async def apply(job: Job, body: RequestBody) -> int:
 
     Raise the error that the worker reports, and ConnectionError.
     """
-    async with _started(job, feeds=True) as (running, report):
-        stdin = running.stdin
-        assert stdin is not None
+    async with started(job, feeds=True) as running:
         async for piece in body.pieces():
-            try:
-                stdin.write(piece)
-                await stdin.drain()
-            except (BrokenPipeError, ConnectionResetError):
-                break  # the worker has ended; its report has the error
-        stdin.close()
-        return await _result(running, report)
+            if not await running.feed(piece):
+                break
+        running.end_input()
+        return parse_report(await running.report())
 
 
 async def produce(job: Job) -> AsyncGenerator[bytes, None]:
@@ -86,45 +76,13 @@ async def produce(job: Job) -> AsyncGenerator[bytes, None]:
 
     Raise the error that the worker reports, after the last piece.
     """
-    async with _started(job, reads=True) as (running, report):
-        assert running.stdout is not None
-        while piece := await running.stdout.read(_PIECE):
+    async with started(job, reads=True) as running:
+        while piece := await running.read():
             yield piece
-        await _result(running, report)
+        parse_report(await running.report())
 
 
 async def measure(job: Job) -> int:
     """Return the size that a job reports, in bytes. Raise the error that the worker reports."""
-    async with _started(job) as (running, report):
-        return await _result(running, report)
-
-
-@asynccontextmanager
-async def _started(
-    job: Job, *, feeds: bool = False, reads: bool = False
-) -> AsyncIterator[tuple[asyncio.subprocess.Process, int]]:
-    """Start a job's worker; yield its process and the read end of the pipe for its report. Kill it at the end."""
-    report, write_end = os.pipe2(os.O_CLOEXEC)
-    try:
-        try:
-            running = await process.start_worker(
-                job.argv(write_end), job.environment(), job.descriptors(write_end), feeds=feeds, reads=reads
-            )
-        finally:
-            os.close(write_end)
-        try:
-            yield running, report
-        finally:
-            with suppress(ProcessLookupError):
-                running.kill()
-            while running.stdout is not None and await running.stdout.read(_PIECE):
-                pass  # asyncio's wait() does not return before the standard output was read to its end
-            await running.wait()
-    finally:
-        os.close(report)
-
-
-async def _result(running: asyncio.subprocess.Process, report: int) -> int:
-    """Wait for a worker's end, and return the size in its report. Raise the error in it."""
-    await running.wait()
-    return parse_report(os.read(report, _REPORT_LIMIT))
+    async with started(job) as running:
+        return parse_report(await running.report())

@@ -60,6 +60,9 @@ class Verb(StrEnum):
     SIZE = "size"
     """Compute the size of the changes in bytes, as dockerd's DiffSize counts it."""
 
+    VERIFY = "verify"
+    """Compare the tree with dockerd's record of the layer's tar on standard input; write the findings as JSON."""
+
 
 @dataclass(frozen=True, slots=True)
 class Job:

@@ -23,6 +23,7 @@ from dmthin.layers.stream import CHUNK, ByteStream, RawInput
 from dmthin.layers.tar import TarReader
 from dmthin.layers.tarwriter import FdWriter, TarWriter
 from dmthin.layers.unpacker import Unpacker
+from dmthin.os_errors import TREE_READ, explain
 
 _WARNINGS = 100
 _KILLED = 137
@@ -84,9 +85,9 @@ def _run(job: Job, report: int) -> int:
     namespace.die_with_parent()
     logging.getLogger().addHandler(_LimitedHandler())
     logging.getLogger().setLevel(logging.WARNING)
-    _preload()
+    _preload(job.verb)
     stream = ByteStream(RawInput(_Stdin(), job.name))
-    if job.verb is Verb.APPLY:
+    if job.verb in (Verb.APPLY, Verb.VERIFY):
         stream.prepare()
     namespace.confine(job.descriptors(report))
     _arm_failpoint()
@@ -97,12 +98,16 @@ def _run(job: Job, report: int) -> int:
             return _diff(job)
         case Verb.CHANGES:
             return _changes(job)
+        case Verb.VERIFY:
+            return _verify(job, stream)
         case Verb.SIZE:
             return sum(change.size for change in _comparer(job, read=False))
 
 
-def _preload() -> None:
-    """Make Python import the codecs that it imports on first use: no file can be opened in the sandbox."""
+def _preload(verb: Verb) -> None:
+    """Make Python import what it imports on first use, such as codecs: no file can be opened in the sandbox."""
+    if verb is Verb.VERIFY:
+        pass
     shown(b"\x01\xff")
     "\udcff".encode("utf-8", "surrogateescape").decode("ascii", "replace")
     json.dumps({"error": "\x01\udcff"})
@@ -167,6 +172,20 @@ def _changes(job: Job) -> int:
     output.write(b"]}\n")
     output.flush()
     return count
+
+
+def _verify(job: Job, record: ByteStream) -> int:
+    """Write the differences between the tree and the record of its tar, and return their number."""
+    from dmthin.layers.verify import LayerVerifier
+
+    try:
+        findings = LayerVerifier(job.root, record, job.name).verify()
+    except OSError as error:
+        raise explain(error.errno or 0, f"{job.name}: cannot read its tree", TREE_READ) from error
+    output = FdWriter(1)
+    output.write(json.dumps(findings.as_json()).encode())
+    output.flush()
+    return len(findings.missing) + len(findings.stale)
 
 
 def _drain_stdin() -> None:

@@ -32,7 +32,7 @@ def test_the_contract_has_its_verbs() -> None:
             f"container {verb}"
             for verb in ("create", "list", "ls", "mount", "unmount", "resize", "commit", "remove", "rm")
         ),
-        *("list", "ls", "tree", "du", "inspect", "serve", "system install", "system containerd-config"),
+        *("list", "ls", "tree", "du", "inspect", "serve", "system install", "system containerd-config", "image verify"),
     }
 
 
