@@ -92,7 +92,7 @@ def test_errors_have_dockers_form(plugin: Plugin) -> None:
         ("Create", {"ID": "../../etc"}, "invalid layer id"),
         ("Create", {"ID": ""}, "invalid layer id"),
         ("Create", {"ID": "x", "Parent": "nothing"}, "no volume 'nothing'"),
-        ("Create", {"ID": "x", "StorageOpt": {"size": "1"}}, "size"),
+        ("Create", {"ID": "x", "StorageOpt": {"size": "1"}}, "too small for ext4"),
         ("Get", {"ID": "nothing"}, "no volume 'nothing'"),
         ("GetMetadata", {"ID": "nothing"}, "no volume 'nothing'"),
         ("Changes", {"ID": "nothing"}, "no volume 'nothing'"),
