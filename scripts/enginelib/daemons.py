@@ -14,7 +14,10 @@ from dmthin.store.store import Store
 from enginelib.waiting import PATIENCE
 
 CACHE = Path(os.environ["DMTHIN_VM_CACHE"])
-ENGINES = CACHE / "engines"
+SYSTEM = os.environ.get("DMTHIN_VM_SYSTEM", "")
+"""The Debian release that the guest boots; empty for this machine's own."""
+
+ENGINES = Path("/") if SYSTEM else CACHE / "engines"
 ROOTFS = CACHE / "rootfs.tar"
 SCRATCH = Path(os.environ["DMTHIN_VM_SCRATCH"])
 PATH = f"{ENGINES}/usr/bin:{ENGINES}/usr/sbin:{os.environ['PATH']}"

@@ -16,6 +16,9 @@ PLUGINS = Path("/run/docker/plugins")
 BUILT_IN = frozenset({"devicemapper", "overlay2", "vfs"})
 """Drivers of dockerd's own, which need no dmthin."""
 
+_GRAPHDRIVER_PLUGINS = "DOCKERD_DEPRECATED_GRAPHDRIVER_PLUGINS"
+"""The variable without which dockerd 24 to 27 take no plugin as a storage driver."""
+
 
 class Docker:
     """One dockerd with its data root, its dmthin and its command line. `driver` names the plugin's socket.
@@ -40,7 +43,8 @@ class Docker:
     def _dockerd_line(self) -> Sequence[str]:
         run = f"/run/{self.folder.name}"
         return (
-            *("dockerd", "--experimental", "--storage-driver", self.driver, "--data-root", str(self.data_root)),
+            *("env", f"{_GRAPHDRIVER_PLUGINS}=1", "dockerd", "--experimental"),
+            *("--storage-driver", self.driver, "--data-root", str(self.data_root)),
             *("--exec-root", run, "--pidfile", f"{run}.pid", "--host", f"unix://{self.socket}"),
             *("--iptables=false", "--ip6tables=false", "--bridge=none", "--live-restore=false"),
             *(word for option in self.options for word in ("--storage-opt", option)),

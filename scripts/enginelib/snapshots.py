@@ -244,9 +244,9 @@ def _classes() -> dict[str, Any]:
             _add_field(message, *text.removeprefix("repeated ").split(), repeated=text.startswith("repeated "))
     pool = descriptor_pool.DescriptorPool()
     pool.Add(file)
-    return {
-        name: message_factory.GetMessageClass(pool.FindMessageTypeByName(f"{_PACKAGE}.{name}")) for name in _MESSAGES
-    }
+    # GetMessageClass is new in 4.22; Debian 13 has 4.21.
+    make = getattr(message_factory, "GetMessageClass", None) or message_factory.MessageFactory(pool).GetPrototype
+    return {name: make(pool.FindMessageTypeByName(f"{_PACKAGE}.{name}")) for name in _MESSAGES}
 
 
 def _add_field(message: Any, kind: str, name: str, number: str, *, repeated: bool) -> None:

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from vmlib import native, qemu, uml
 from vmlib.host import Interrupted, TimeLimit, ending_signals, warn
-from vmlib.request import CHECKOUT, SYSTEM_PATH, Request, VmError, passed_environment
+from vmlib.request import CHECKOUT, SYSTEM_PATH, Request, VmError, passed_environment, system_folder
 
 EXIT_TIME_LIMIT = 124
 EXIT_NO_GUEST = 125
@@ -26,6 +26,7 @@ class Engine(Protocol):
         """Run the command; its exit status."""
 
 
+SYSTEMS = ("trixie", "sid")
 _ENGINES: dict[str, Engine] = {"uml": uml, "qemu": qemu, "native": native}
 _ENGINE_HELP = "uml (auto): ready in 2 s, one CPU; qemu: in 6 s, two CPUs, udevd; native: this very machine"
 _DESCRIPTION = """\
@@ -33,7 +34,8 @@ Run COMMAND as root on a kernel that has dm-thin, and end with its exit status.
 
 The command sees this machine's files read-only, the checkout and the current directory at their own paths,
 and `dmthin` and the virtual environment's python first on PATH. Its standard input is empty. What it writes
-to /tmp, /run, /mnt, /etc, /var and to the disk at /var/lib is gone afterwards."""
+to /tmp, /run, /mnt, /etc, /var and to the disk at /var/lib is gone afterwards. With --system the files are
+those of that release, and of this machine there are the checkout and the current directory."""
 _EPILOG = """\
 in the guest:
   DMTHIN_VM           the engine: uml, qemu or native
@@ -46,6 +48,7 @@ guest to run it (or it died), 2 for a usage error.
 examples:
   scripts/vm -- pytest tests/kernel
   scripts/vm --engine qemu --out results -- sh -c 'dmsetup targets > $DMTHIN_VM_OUT/targets'
+  scripts/vm --system trixie -- sh -c 'uname -r; python3 --version; dmthin --version'
   scripts/vm --disk pool.img -- scripts/write-some; scripts/vm --disk pool.img -- scripts/read-back"""
 
 
@@ -58,6 +61,7 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     add = options.add_argument
     add("--engine", choices=("auto", *_ENGINES), default="auto", help=_ENGINE_HELP)
+    add("--system", choices=SYSTEMS, help="boot that Debian release, with its kernel, tools and Python (uml only)")
     add("--memory", type=size, default=4 << 30, metavar="SIZE", help="the guest's memory (default 4G)")
     add("--timeout", type=seconds, metavar="SECONDS", help="end the guest when the command takes longer")
     add("--env", action="append", default=[], type=variable, metavar="NAME[=VALUE]",
@@ -78,6 +82,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         del chosen.command[0]
     if not chosen.command:
         options.error("there is no COMMAND to run")
+    if chosen.system and chosen.engine not in ("auto", "uml"):
+        options.error(f"--system takes user-mode-linux, not --engine {chosen.engine}")
     return chosen
 
 
@@ -124,6 +130,7 @@ def request_from(options: argparse.Namespace) -> Request:
         out=options.out and options.out.absolute(),
         kernel_log=options.kernel_log and options.kernel_log.absolute(),
         udev=options.udev or options.engine == "qemu",
+        system=system_folder(options.system) if options.system else None,
     )
 
 
@@ -141,7 +148,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ["PATH"] = f"{os.environ.get('PATH', '')}:{SYSTEM_PATH}"  # another user's PATH lacks sbin
     ending_signals.obey()
     try:
-        set_up(engine.SETUP)
+        set_up([*engine.SETUP, *(["--system", options.system] if options.system else [])])
         if request.out is not None:
             request.out.mkdir(parents=True, exist_ok=True)
         return engine.run(request)

@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from vmlib import disks
+from vmlib import disks, systems
 from vmlib.host import Channel
-from vmlib.request import OUT_IN_GUEST, Request, job_script
+from vmlib.request import CHECKOUT, OUT_IN_GUEST, Request, job_script
 
 _CHANNEL_IN_GUEST = Path("/run/vm")
 _MODULES_IN_GUEST = Path("/run/kmod/lib/modules")  # the host has another kernel, or no /lib/modules at all
@@ -50,6 +50,7 @@ class Machine:
     mount_line: Callable[[Share], str]
     udev: bool
     first_mounts: Sequence[str] = ()
+    system: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,11 +88,17 @@ def laid_out(request: Request, machine: Machine) -> Iterator[Layout]:
             Share(_CHANNEL_IN_GUEST, channel.folder, writable=True),
             Share(_MODULES_IN_GUEST, machine.modules_folder),
         ]
-        later = [Share(path, path) for path in hidden_paths(request.needed_paths())]
+        if request.system is None:
+            later = [Share(path, path) for path in hidden_paths(request.needed_paths())]
+        else:
+            systems.lay_out(work, machine.modules_folder)
+            later = [Share(path, path) for path in outermost(request.needed_paths())]
         if request.out is not None:
             later.append(Share(OUT_IN_GUEST, request.out, writable=True))
+        # Its Python writes what it compiles beside the checkout's modules, where that of another release is not.
+        last = [_overlay(CHECKOUT, "checkout")] if request.system else []
         _write_fstab(work / "fstab", [*machine.first_mounts, *_FIRST_MOUNTS, *map(machine.mount_line, first)])
-        _write_fstab(channel.folder / "fstab", [*_later_mounts(machine), *map(machine.mount_line, later)])
+        _write_fstab(channel.folder / "fstab", [*_later_mounts(machine), *map(machine.mount_line, later), *last])
         (channel.folder / "settings").write_text(_settings(machine))
         _write_modprobe(channel.folder / "modprobe")
         yield Layout(work, channel, [*first, *later])
@@ -99,21 +106,29 @@ def laid_out(request: Request, machine: Machine) -> Iterator[Layout]:
 
 def hidden_paths(needed: Iterable[Path]) -> list[Path]:
     """Those of the needed paths that the guest's own mounts would hide, outermost only."""
-    shown: list[Path] = []
-    for path in sorted(set(needed)):
-        below_a_mount = any(folder in path.parents for folder in _HIDDEN)
-        if below_a_mount and not any(other in path.parents for other in shown):
-            shown.append(path)
-    return shown
+    return outermost(path for path in needed if any(folder in path.parents for folder in _HIDDEN))
+
+
+def outermost(paths: Iterable[Path]) -> list[Path]:
+    """Those of the paths that lie below no other of them."""
+    found: list[Path] = []
+    for path in sorted(set(paths)):
+        if not any(other in path.parents for other in found):
+            found.append(path)
+    return found
 
 
 def _later_mounts(machine: Machine) -> list[str]:
-    overlays = [
-        f"overlay /{name} overlay lowerdir=/{name},upperdir=/run/over/{name},workdir=/run/over/{name}.work"
-        for name in ("etc", "var")
-    ]
+    # All of another system lies under an overlay already.
+    overlays = [] if machine.system else [_overlay(Path("/", name), name) for name in ("etc", "var")]
     # To zero the inode tables, as ext4 does in the background, would take the guest's processor.
     return [*overlays, f"{machine.disk} /var/lib ext4 noatime,noinit_itable"]
+
+
+def _overlay(place: Path, name: str) -> str:
+    """Let a folder be written, in memory; `name` is that of the folders which guest-init has made for it."""
+    where = escaped(place)
+    return f"overlay {where} overlay lowerdir={where},upperdir=/run/over/{name},workdir=/run/over/{name}.work"
 
 
 def _settings(machine: Machine) -> str:

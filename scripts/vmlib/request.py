@@ -19,13 +19,21 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dmthin"
 
 
+def system_folder(name: str) -> Path:
+    """The root file system of a Debian release, as `scripts/setup --system` makes it."""
+    return cache_folder() / "systems" / name
+
+
 class VmError(Exception):
     """The guest could not be started, or died: never the command's own failure."""
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A command and the guest it wants. Paths are absolute; `memory` is in bytes, `time_limit` in seconds."""
+    """A command and the guest it wants. Paths are absolute; `memory` is in bytes, `time_limit` in seconds.
+
+    `system` is the guest's root file system, if that is not this machine's own.
+    """
 
     command: tuple[str, ...]
     environment: Mapping[str, str]
@@ -37,9 +45,16 @@ class Request:
     out: Path | None = None
     kernel_log: Path | None = None
     udev: bool = False
+    system: Path | None = None
 
     def needed_paths(self) -> tuple[Path, ...]:
-        """Where the command finds its code: checkout, virtual environment, interpreter, what `setup` has unpacked."""
+        """Where the command finds its code: checkout, virtual environment, interpreter, what `setup` has unpacked.
+
+        Another system has Python and its libraries itself, and perhaps a folder of the current one's name.
+        """
+        if self.system is not None:
+            own_folder = (self.system / self.cwd.relative_to("/")).exists()
+            return (CHECKOUT, cache_folder(), *(() if own_folder else (self.cwd,)))
         interpreter = (self.venv / "bin" / "python").resolve()
         paths = (CHECKOUT, self.venv, self.venv.resolve(), interpreter.parent.parent, self.cwd, cache_folder())
         return tuple(path for path in paths if path.exists())
@@ -63,13 +78,13 @@ def passed_environment(environment: Mapping[str, str], chosen: Sequence[str] = (
 
 def guest_environment(request: Request, engine: str) -> dict[str, str]:
     """The whole environment of the command: what every engine sets, then what the caller passes."""
-    environment = {
-        "PATH": f"{request.venv}/bin:{SYSTEM_PATH}",
-        "VIRTUAL_ENV": str(request.venv),
-        "HOME": "/run/home",
-        "LANG": "C.UTF-8",
-        "PYTHONDONTWRITEBYTECODE": "1",  # the checkout is read-only
-    }
+    environment = {"PATH": SYSTEM_PATH, "HOME": "/run/home", "LANG": "C.UTF-8"}
+    if request.system is None:
+        environment["PATH"] = f"{request.venv}/bin:{SYSTEM_PATH}"
+        environment["VIRTUAL_ENV"] = str(request.venv)
+        environment["PYTHONDONTWRITEBYTECODE"] = "1"  # the checkout is read-only
+    else:
+        environment["DMTHIN_VM_SYSTEM"] = request.system.name
     if not request.udev:
         environment["DM_DISABLE_UDEV"] = "1"  # else dmsetup waits for a udevd, or leaves the node to it
     environment.update(request.environment)

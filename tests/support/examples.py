@@ -23,9 +23,13 @@ def register() -> None:
     )
     settings.register_profile(_USUAL, usual)
     settings.register_profile(_DEEP, usual, max_examples=2000, derandomize=False)
-    settings.load_profile(os.environ.get("DMTHIN_HYPOTHESIS", _USUAL))
+    settings.load_profile(_chosen())
 
 
 def examples(usual: int, deep: int) -> settings:
     """Other numbers than the profiles', for a property whose examples take long."""
-    return settings(max_examples=deep if settings.get_current_profile_name() == _DEEP else usual)
+    return settings(max_examples=deep if _chosen() == _DEEP else usual)
+
+
+def _chosen() -> str:
+    return os.environ.get("DMTHIN_HYPOTHESIS", _USUAL)

@@ -56,6 +56,8 @@ def test_options_end_where_the_command_begins(words: list[str], command: list[st
         (["--env", "1X=2", "true"], "no name"),
         (["--env", "=2", "true"], "no name"),
         (["--unknown", "true"], "--unknown"),
+        (["--system", "etch", "true"], "etch"),
+        (["--system", "trixie", "--engine", "qemu", "true"], "--system takes user-mode-linux"),
     ],
 )
 def test_bad_usage_ends_with_2_and_says_what_is_wrong(
@@ -103,6 +105,16 @@ def test_only_what_the_guest_hides_is_shown_again() -> None:
     needed = ["/srv/code", "/tmp/a/code", "/tmp/a/code/.venv", "/tmp", "/var/lib/b", "/var/tmp/c"]
     hidden = guest.hidden_paths(map(Path, needed))
     assert hidden == [Path("/tmp/a/code"), Path("/var/lib/b")]
+
+
+def test_another_system_is_shown_the_checkout_and_a_folder_that_it_lacks(tmp_path: Path) -> None:
+    (tmp_path / "system/srv").mkdir(parents=True)
+    for cwd, shown in ((Path("/srv"), False), (Path("/nowhere/here"), True)):
+        asked = request.Request(("true",), {}, cwd, cwd, 1 << 30, system=tmp_path / "system")
+        assert request.CHECKOUT in asked.needed_paths()
+        assert (cwd in asked.needed_paths()) is shown
+        environment = request.guest_environment(asked, "uml")
+        assert (environment["DMTHIN_VM_SYSTEM"], environment["PATH"]) == ("system", request.SYSTEM_PATH)
 
 
 def test_paths_are_written_as_fstab_wants_them() -> None:
@@ -234,7 +246,7 @@ except host.Interrupted as interrupted:
     assert process.communicate(timeout=PATIENCE)[0] == f"tidied\ninterrupted by {signal.SIGTERM.value}\n"
 
 
-@pytest.mark.parametrize("words", [["--vm"], ["--vm", "vbox"], ["--unknown"]])
+@pytest.mark.parametrize("words", [["--vm"], ["--vm", "vbox"], ["--system", "etch"], ["--unknown"]])
 def test_setup_refuses_what_it_does_not_know(words: list[str]) -> None:
     done = subprocess.run([SCRIPTS / "setup", *words], capture_output=True, text=True)
     assert done.returncode == 2
