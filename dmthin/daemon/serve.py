@@ -128,7 +128,9 @@ async def _containerd(listener: Listener, front_ends: FrontEnds) -> AsyncIterato
     finally:
         await front_end.drain(_SHUTDOWN_SECONDS)
         server.close()
-        await server.wait_closed()
+        # Wait for the calls that this has cancelled. server.wait_closed() would, from Python 3.12.1 on, wait for the
+        # clients to disconnect too, which containerd does not do.
+        await front_end.drain(_SHUTDOWN_SECONDS)
         await asyncio.to_thread(front_end.close)
         if not opening.exception():
             await asyncio.to_thread(stores.__exit__, None, None, None)
