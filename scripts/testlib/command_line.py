@@ -8,11 +8,13 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from testlib import matrix
 from testlib.running import Interrupted, Lane, Outcome, Step, ending_signals_raise, run_lanes, say, venv
 from testlib.selection import (
     CHECKOUT,
     TESTS,
     TIERS,
+    USUAL_TIERS,
     Place,
     Selection,
     UsageError,
@@ -26,12 +28,13 @@ DURATIONS = TESTS / "durations.json"
 _NOTHING_SELECTED = 5
 _USAGE = "scripts/test [OPTION]... [PATH[::TEST]]... [PYTEST ARGUMENT]..."
 _DESCRIPTION = """\
-Set up what tests need, and run them. Without a PATH: all tiers, or those given by --tier.
+Set up what tests need, and run them. Without a PATH: all tiers but matrix, or those given by --tier.
 
   lint     ruff check, ruff format --check, mypy
   unit     anywhere, as any user
   kernel   on a real thin pool, in user-mode-linux guests
   engine   the guests themselves, QEMU; a real dockerd and a real containerd, in guests of their own
+  matrix   not unless asked for: what each engine of several Debian releases does, in guests that are that release
 
 A PATH is a test module or a folder of them, with ::TEST one test. Each runs where it belongs, on the host or in a
 guest, and only what that takes is set up."""
@@ -64,6 +67,9 @@ def parser() -> argparse.ArgumentParser:
     add("--tier", action="append", default=[], choices=TIERS, help="run this tier; may be given several times")
     deep = "all tiers, and many more examples of each property that Hypothesis tests (DMTHIN_HYPOTHESIS=deep)"
     add("--all", action="store_true", help=deep)
+    add("--system", action="append", default=[], choices=matrix.SYSTEMS,
+        help="run the tier matrix with this Debian release only; may be given several times")  # fmt: skip
+    add("--write", action="store_true", help="write what the tier matrix found to docs/engines.md")
     add("--jobs", type=number, default=2, metavar="N", help="processes or guests side by side (default 2)")
     add("--record-durations", action="store_true",
         help="keep what each module took in tests/durations.json, by which guests share them")  # fmt: skip
@@ -85,7 +91,10 @@ def main(words: Sequence[str] | None = None) -> int:
         selection = chosen(paths, Path.cwd()) if paths else None
     except UsageError as error:
         parser().error(str(error))
-    tiers = tiers_of(selection) if selection else tuple(tier for tier in TIERS if tier in (options.tier or TIERS))
+    asked = TIERS if options.all else options.tier or USUAL_TIERS
+    tiers = tiers_of(selection) if selection else tuple(tier for tier in TIERS if tier in asked)
+    if (options.system or options.write) and "matrix" not in tiers:
+        parser().error("--system and --write concern the tier matrix: give --tier matrix too")
     try:
         with ending_signals_raise():
             return _run(tiers, selection, options, arguments, environment)
@@ -107,6 +116,8 @@ def parse(words: Sequence[str]) -> tuple[argparse.Namespace, list[str], list[str
         options.error("a path says by itself where it runs: give either paths, or --tier and --all")
     if chosen_options.all and chosen_options.tier:
         options.error("--all is all tiers: give either that or --tier")
+    if chosen_options.write and (paths or arguments):
+        options.error("docs/engines.md is written by whole systems only")
     if chosen_options.record_durations and (paths or arguments):
         options.error("durations are recorded of whole tiers only")
     return chosen_options, arguments, paths
@@ -134,7 +145,10 @@ def _run(
             total.selected = True
         else:
             wanted = selection or whole_tier(tier)
-            outcome = run_lanes(_lanes(tier, wanted, options.jobs), arguments, environment)
+            lanes = _matrix_lanes(wanted, options) if tier == "matrix" else _lanes(tier, wanted, options.jobs)
+            outcome = run_lanes(lanes, arguments, environment)
+            if tier == "matrix" and options.write:
+                matrix.write(outcome.left, _words_of(options))
             failed = outcome.failed
             total.selected = total.selected or outcome.selected
             total.seconds |= outcome.seconds
@@ -180,6 +194,25 @@ def _lanes(tier: str, selection: Selection, jobs: int) -> list[Lane]:
             return _sharing("kernel", selection, Place.KERNEL, _GUEST, jobs)
         case _:
             return _engine_lanes(selection, jobs)
+
+
+def _matrix_lanes(selection: Selection, options: argparse.Namespace) -> list[Lane]:
+    """Each system has its turn in one of the lanes; those that were made by `scripts/setup --system` come first."""
+    systems = [system for system in matrix.SYSTEMS if system in (options.system or matrix.SYSTEMS)]
+    _set_up("--vm", "uml", "--engines", *(word for system in systems for word in matrix.setup_words(system)))
+    steps = [list(matrix.steps(system, selection.words[Place.MATRIX], _ENGINE_GUEST)) for system in systems]
+    count = min(options.jobs, len(systems))
+    return [
+        Lane(
+            f"matrix, {' and '.join(systems[number::count])}", [step for each in steps[number::count] for step in each]
+        )
+        for number in range(count)
+    ]
+
+
+def _words_of(options: argparse.Namespace) -> str:
+    """The command line that writes again what this one has written."""
+    return " ".join(["scripts/test --tier matrix --write", *(f"--system {system}" for system in options.system)])
 
 
 def _sharing(name: str, selection: Selection, place: Place, guest: Sequence[str] | None, jobs: int) -> list[Lane]:

@@ -16,6 +16,7 @@ from types import FrameType
 from testlib.selection import CHECKOUT
 from vmlib.request import OUT_IN_GUEST
 
+LEFT_FILES = ("matrix.json", "kernel.xml")
 NO_TESTS = 5
 """pytest's exit status when it collected nothing: a selection by -k need not match in every place."""
 
@@ -51,11 +52,15 @@ class Lane:
 
 @dataclass(slots=True)
 class Outcome:
-    """What lanes came to: those that failed, and whether any test was selected; seconds by module."""
+    """What lanes came to: those that failed, and whether any test was selected; seconds by module.
+
+    `left` is what steps have left in files, by the step's queue and the file's name.
+    """
 
     failed: list[str] = field(default_factory=list)
     selected: bool = False
     seconds: dict[str, float] = field(default_factory=dict)
+    left: dict[tuple[str, str], str] = field(default_factory=dict)
 
 
 def venv() -> Path:
@@ -174,4 +179,7 @@ def _outcome(lanes: Sequence[_Lane], folder: Path) -> Outcome:
     for file in folder.glob("*/durations-*.json"):
         for module, seconds in json.loads(file.read_text()).items():
             outcome.seconds[module] = outcome.seconds.get(module, 0) + seconds
+    for name in LEFT_FILES:
+        for file in folder.glob(f"*/{name}"):
+            outcome.left[file.parent.name, name] = file.read_text()
     return outcome

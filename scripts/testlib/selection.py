@@ -9,7 +9,11 @@ from pathlib import Path
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 TESTS = CHECKOUT / "tests"
-TIERS = ("lint", "unit", "kernel", "engine")
+TIERS = ("lint", "unit", "kernel", "engine", "matrix")
+USUAL_TIERS = TIERS[:-1]
+"""What runs unless it is asked for otherwise: the matrix takes other Debian releases, and longer."""
+
+_MATRIX = TESTS / "engine/matrix"
 
 
 class Place(Enum):
@@ -19,6 +23,7 @@ class Place(Enum):
     KERNEL = "kernel"
     ENGINE_HOST = "engine, on the host"
     ENGINE_GUEST = "engine, in a guest"
+    MATRIX = "matrix, in guests of several systems"
 
 
 class UsageError(Exception):
@@ -51,6 +56,8 @@ def whole_tier(tier: str) -> Selection:
             return Selection({Place.KERNEL: ["tests/kernel"]})
         case "engine":
             return _sorted([TESTS / "engine"])
+        case "matrix":
+            return _sorted([_MATRIX])
         case _:
             return Selection()
 
@@ -105,7 +112,8 @@ def _divided(path: Path) -> list[Path]:
     if path == TESTS:
         return [TESTS / "unit", TESTS / "kernel", *_divided(TESTS / "engine")]
     if path == TESTS / "engine":
-        folders = [entry for entry in sorted(path.iterdir()) if entry.is_dir() and any(entry.glob("test_*.py"))]
+        entries = (entry for entry in sorted(path.iterdir()) if entry.is_dir() and entry != _MATRIX)
+        folders = [entry for entry in entries if any(entry.glob("test_*.py"))]
         return [*sorted(path.glob("test_*.py")), *folders]
     if path.is_dir() and not any(path.rglob("test_*.py")):
         raise UsageError(f"{path} holds no tests")
@@ -119,6 +127,8 @@ def place_of(path: Path) -> Place:
             return Place.UNIT
         case ("kernel", *_):
             return Place.KERNEL
+        case ("engine", "matrix", *_):
+            return Place.MATRIX
         case ("engine", _):
             return Place.ENGINE_HOST if ".py" in path.name else Place.ENGINE_GUEST
         case _:

@@ -5,11 +5,12 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from datetime import date
 from pathlib import Path
 
 import pytest
 
-from testlib import command_line, running
+from testlib import command_line, matrix, running
 from testlib.running import Lane, Step
 from testlib.selection import CHECKOUT, Place, UsageError, chosen, whole_tier
 
@@ -38,6 +39,7 @@ MODULES = {"a": 1, "b": 30, "c": 2, "d": 20}
             },
         ),
         (["tests/engine/containerd"], {Place.ENGINE_GUEST: ["tests/engine/containerd"]}),
+        (["tests/engine/matrix/test_contract.py"], {Place.MATRIX: ["tests/engine/matrix/test_contract.py"]}),
         (
             ["tests"],
             {
@@ -60,7 +62,7 @@ def test_a_path_may_be_below_the_current_folder() -> None:
 
 def test_the_tiers_hold_all_tests() -> None:
     found: list[str] = []
-    for tier in ("unit", "kernel", "engine"):
+    for tier in ("unit", "kernel", "engine", "matrix"):
         selection = whole_tier(tier)
         found += [module for place in Place for module in selection.modules(place)]
     assert sorted(found) == sorted(str(path.relative_to(CHECKOUT)) for path in CHECKOUT.glob("tests/**/test_*.py"))
@@ -94,6 +96,11 @@ def test_what_is_no_test_is_refused(word: str, why: str, capsys: pytest.CaptureF
         ["--all", "tests/unit"],
         ["--all", "--tier", "unit"],
         ["--jobs", "0"],
+        ["--system", "trixie"],
+        ["--tier", "matrix", "--system", "etch"],
+        ["--tier", "unit", "--write"],
+        ["--tier", "matrix", "--write", "-k", "word"],
+        ["tests/engine/matrix/test_contract.py", "--write"],
         ["--record-durations", "-k", "word"],
     ],
     ids=" ".join,
@@ -185,3 +192,61 @@ def test_a_lane_goes_on_after_a_step_that_failed(suite: Path) -> None:
 def test_nothing_selected_is_no_failure_of_a_lane(suite: Path) -> None:
     outcome = running.run_lanes([Lane("none", [Step("queue", [str(suite)])])], ["-k", "nothing"], {})
     assert (outcome.failed, outcome.selected) == ([], False)
+
+
+def test_a_step_may_leave_files(suite: Path) -> None:
+    (suite / "test_a.py").write_text(
+        "import os, pathlib\ndef test():\n"
+        "    pathlib.Path(os.environ['DMTHIN_TEST_QUEUE']).with_name('matrix.json').write_text('found')\n"
+    )
+    lane = Lane("one", [Step("trixie", [str(suite / "test_a.py")])])
+    assert running.run_lanes([lane], ["-p", "no:cacheprovider"], {}).left == {("trixie", "matrix.json"): "found"}
+
+
+@pytest.mark.parametrize(
+    ("system", "guests"),
+    [
+        ("trixie", [("--system", "trixie", "--udev"), ("--system", "trixie")]),
+        ("bookworm", [("--udev",)]),
+    ],
+)
+def test_each_system_boots_its_guests(system: str, guests: list[tuple[str, ...]]) -> None:
+    steps = list(matrix.steps(system, ["tests/engine/matrix"], ("--udev",)))
+    assert [step.guest for step in steps] == guests
+    assert [step.words[0].rpartition("/")[0] for step in steps] == ["tests/engine", "tests/kernel"][: len(guests)]
+    for word in (word for step in steps for word in step.words if word.startswith("tests/")):
+        assert (CHECKOUT / word).exists()
+
+
+RESULTS = {
+    "system": "sid",
+    "versions": {"kernel": "7.2.7", "Python": "3.14.1"},
+    "cells": {"run": {"dockerd 28.5.2": "yes", "containerd 2.1.9": "yes"}, "build": {"dockerd 28.5.2": "no: why"}},
+}
+JUNIT = """<testsuites><testsuite>
+<testcase classname="tests.kernel.test_store" name="test_a"/>
+<testcase classname="tests.kernel.test_store" name="test_b[x]"><failure message="m"/></testcase>
+</testsuite></testsuites>"""
+
+
+def test_a_section_of_the_page_tells_what_was_run() -> None:
+    text = matrix.section(RESULTS, JUNIT, "scripts/test --tier matrix --write", date(2026, 12, 1))
+    assert text.splitlines() == [
+        *("### Debian unstable (sid)", ""),
+        "Run on 2026-12-01 by `scripts/test --tier matrix --write`: kernel 7.2.7, Python 3.14.1.",
+        *("", "| | dockerd 28.5.2 | containerd 2.1.9 |", "|---|---|---|"),
+        *("| run | yes | yes |", "| build | no: why |  |", ""),
+        "Of the kernel tier, on this kernel: `tests/kernel/test_store.py` 1 passed; failed: `test_b[x]`.",
+    ]
+
+
+def test_a_section_takes_the_place_of_the_last_one() -> None:
+    page = matrix.PAGE.read_text()
+    for system in matrix.SYSTEMS:
+        page = matrix.replaced(matrix.replaced(page, system, f"old of {system}\n"), system, f"new of {system}\n")
+    assert [line for line in page.splitlines() if line.startswith(("old", "new"))] == [
+        f"new of {system}" for system in matrix.SYSTEMS
+    ]
+    assert page.startswith(matrix.PAGE.read_text().partition("<!--")[0])
+    with pytest.raises(ValueError, match="has no place for sid"):
+        matrix.replaced("# A page\n", "sid", "part\n")
