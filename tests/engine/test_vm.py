@@ -9,8 +9,6 @@ from pathlib import Path
 import pytest
 
 from enginelib.waiting import PATIENCE, until
-from vmlib.command_line import SYSTEMS
-from vmlib.request import system_folder
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 Vm = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -253,24 +251,3 @@ def test_a_signal_ends_qemu_too(home: Path) -> None:
     assert said(process) == "up\n"
     os.kill(process.pid, signal.SIGINT)
     assert process.wait(PATIENCE) == 128 + signal.SIGINT
-
-
-@pytest.mark.parametrize("system", SYSTEMS)
-def test_a_system_is_another_release_with_the_checkout_in_it(vm: Vm, tmp_path: Path, system: str) -> None:
-    (tmp_path / "here").write_text("the caller's\n")
-    script = """
-        cat here; pwd; command -v dmthin; python -c 'import dmthin; print(dmthin.__file__)'
-        . /etc/os-release; echo "$VERSION_CODENAME $DMTHIN_VM_SYSTEM"; ls /etc/dmthin-recipe
-        dmsetup targets | grep -c '^thin'; dmthin --version | cut -d' ' -f1
-        cd "$DMTHIN_VM_SCRATCH" && truncate -s 1G file && losetup --direct-io=on --show -f file
-        touch /etc/new /usr/new /root/new
-        echo more 2>/dev/null >> "$OLDPWD/here"
-    """
-    done = vm("--system", system, "sh", "-c", script)
-    assert done.stderr == ""
-    assert done.stdout.splitlines() == [
-        *("the caller's", str(tmp_path), "/usr/bin/dmthin", f"{CHECKOUT}/dmthin/__init__.py"),
-        *(f"{system} {system}", "/etc/dmthin-recipe", "2", "dmthin", "/dev/loop0"),
-    ]
-    assert (tmp_path / "here").read_text() == "the caller's\n"
-    assert not (system_folder(system) / "usr/new").exists()

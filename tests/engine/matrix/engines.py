@@ -115,6 +115,11 @@ class DockerPlugin(Engine):
     def elsewhere(self) -> Self:
         return type(self)(f"{self.folder.name}-2", "second")
 
+    def left(self) -> list[str]:
+        """dockerd mounts its data root at itself, and one that was killed leaves that."""
+        own = f"mounts: {self.docker.data_root} "
+        return [entry for entry in super().left() if not entry.startswith(own)]
+
     def root(self) -> Path:
         return self.docker.home
 
@@ -207,7 +212,12 @@ class Ctr(Engine):
         self.containerd.stop()
 
     def load(self, image: str, layers: Sequence[bytes]) -> None:
-        self.containerd.load(oci_archive(_full(image), layers))
+        file = self.folder / f"{image}.tar"
+        file.write_bytes(oci_archive(_full(image), layers))
+        try:
+            self.take(file)
+        finally:
+            file.unlink()
         self._layers[image] = [*layers]
 
     def once(self, image: str, script: str, size: int = 0) -> str:
@@ -245,7 +255,9 @@ class Ctr(Engine):
         self.containerd("images", "export", str(file), _full(image))
 
     def take(self, file: Path) -> None:
-        self.containerd("images", "import", "--snapshotter", DMTHIN, str(file))
+        """ctr of containerd 2 unpacks for the snapshotters of the transfer service's configuration, or by itself."""
+        local = ["--local"] if "--local" in self.containerd("images", "import", "--help") else []
+        self.containerd("images", "import", *local, "--snapshotter", DMTHIN, str(file))
 
     def digests(self, image: str) -> object:
         line = next(line for line in self.containerd("images", "ls").splitlines() if line.startswith(_full(image)))
