@@ -29,7 +29,7 @@ make_system() { # NAME
     recipe="$name $recipe_version: ${system_options[*]} ${system_packages[*]}"
     # The recipe lies in the folder, which gets its name when it is whole.
     [[ -e $folder/etc/dmthin-recipe && $(<"$folder/etc/dmthin-recipe") = "$recipe" ]] && return
-    ((EUID == 0)) || fail "only root can make $folder"
+    require_root "$folder"
     archive=$(debian_archive)
     [[ $archive ]] || {
         quietly apt update
@@ -47,6 +47,10 @@ make_system() { # NAME
     echo "$recipe" >"$folder.new/etc/dmthin-recipe"
     rm -rf --one-file-system "$folder"
     mv "$folder.new" "$folder"
+}
+
+require_root() { # WHAT
+    ((EUID == 0)) || fail "only root can make $1"
 }
 
 # The kernel is a program for the release's libc, which this machine's may be too old for. It names its loader by a path
