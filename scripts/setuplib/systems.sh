@@ -10,7 +10,7 @@ recipe_version=1 # of make_system: a system made by another one is made anew
 system_packages=(
     user-mode-linux kmod udev iproute2 mount util-linux procps busybox-static
     dmsetup thin-provisioning-tools e2fsprogs xfsprogs
-    python3 python3-sh python3-pyudev python3-psutil python3-zstandard python3-aiohttp python3-grpclib
+    python3 python3-sh python3-pyudev python3-psutil python3-zstandard python3-aiohttp python3-grpclib python3-tomlkit
     python3-protobuf python3-grpcio python3-pytest python3-pytest-timeout python3-hypothesis
     docker.io docker-cli docker-buildx containerd runc tini ca-certificates
     acl attr libcap2-bin bzip2 xz-utils zstd
