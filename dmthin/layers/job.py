@@ -73,6 +73,10 @@ class Job:
     write end of a pipe; the worker writes less than 16 KiB to it, for `parse_report`. `name` identifies the layer in
     messages. The tree may change during a diff; apply needs exclusive access to it.
 
+    `digest` asks for the size and the SHA-256 of the uncompressed tar, see `parse_tar`. A diff is compressed as
+    `compression` says: "gzip", "zstd" or not at all. Its whiteouts have the time `whiteout_ns`, by default the current
+    one, and no entry is newer than `newest_ns`; both in nanoseconds since the epoch.
+
     The exit status is 0 for success, and 1 with an error in the report; the standard output is incomplete then. Apply
     reads its standard input to the end even after an error. At most 100 warnings are written to standard error. The
     worker is killed when the thread that started it ends.
@@ -85,6 +89,10 @@ class Job:
     uid_map: IdRanges = ()
     gid_map: IdRanges = ()
     max_entries: int | None = None
+    compression: str = ""
+    digest: bool = False
+    whiteout_ns: int | None = None
+    newest_ns: int | None = None
 
     def descriptors(self, report: int) -> tuple[int, ...]:
         """Return the descriptors that the worker must inherit besides standard input, output and error."""
@@ -124,15 +132,34 @@ def parse_job(text: str) -> tuple[Job, int]:
         raise InvalidValue(f"invalid worker job: {error}") from None
 
 
+@dataclass(frozen=True, slots=True)
+class TarDigest:
+    """The size in bytes and the digest (`sha256:...`) of an uncompressed tar."""
+
+    size: int
+    digest: str
+
+
 def parse_report(report: bytes) -> int:
     """Return the size in a worker's complete report, or raise the error in it.
 
     Raise KernelError if the worker ended without a report, most likely killed.
     """
+    return int(_successful(report)["size"])
+
+
+def parse_tar(report: bytes) -> TarDigest:
+    """Return the tar in the report of a job with `digest`. Raise what `parse_report` raises."""
+    tar = _successful(report)["tar"]
+    return TarDigest(int(tar["size"]), str(tar["digest"]))
+
+
+def _successful(report: bytes) -> dict[str, Any]:
+    """Return the content of a report without an error. Raise what `parse_report` raises."""
     try:
         found: dict[str, Any] = json.loads(report)
         if "size" in found:
-            return int(found["size"])
+            return found
         error = found["error"]
         kind = _ERRORS.get(Status[error["status"]], KernelError)
         message, hint = str(error["message"]), str(error["hint"])

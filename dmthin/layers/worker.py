@@ -9,12 +9,13 @@ import logging
 import os
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dmthin import steps
 from dmthin.errors import DmthinError, InvalidValue, Status
 from dmthin.kernel import namespace, priority
 from dmthin.layers.compare import TreeComparer
+from dmthin.layers.digest import DigestStream, LayerOutput
 from dmthin.layers.entry import shown
 from dmthin.layers.header import NANOSECONDS
 from dmthin.layers.idmap import IdMap, Owners, Unmapped
@@ -70,7 +71,7 @@ def main(arguments: list[str]) -> int:
     priority.reset_priority()  # the daemon, from which this process inherits, runs at a raised priority
     answer: dict[str, object]
     try:
-        answer = {"size": _run(job, report)}
+        answer = _run(job, report)
     except Exception as error:
         answer = {"error": _error_report(job, error)}
     if job.verb is Verb.APPLY:
@@ -81,27 +82,40 @@ def main(arguments: list[str]) -> int:
     return 0 if "size" in answer else 1
 
 
-def _run(job: Job, report: int) -> int:
+def _run(job: Job, report: int) -> dict[str, object]:
+    """Carry out the job and return its report."""
     namespace.die_with_parent()
     logging.getLogger().addHandler(_LimitedHandler())
     logging.getLogger().setLevel(logging.WARNING)
     _preload(job.verb)
-    stream = ByteStream(RawInput(_Stdin(), job.name))
+    stream = (DigestStream if job.digest else ByteStream)(RawInput(_Stdin(), job.name))
+    output = LayerOutput(FdWriter(1), job.compression, digest=job.digest)
     if job.verb in (Verb.APPLY, Verb.VERIFY):
         stream.prepare()
     namespace.confine(job.descriptors(report))
     _arm_failpoint()
     match job.verb:
         case Verb.APPLY:
-            return _apply(job, stream)
+            return {"size": _apply(job, stream), **_tar(stream)}
         case Verb.DIFF:
-            return _diff(job)
+            return {"size": _diff(job, output), **_tar(output)}
         case Verb.CHANGES:
-            return _changes(job)
+            return {"size": _changes(job)}
         case Verb.VERIFY:
-            return _verify(job, stream)
+            return {"size": _verify(job, stream)}
         case Verb.SIZE:
-            return sum(change.size for change in _comparer(job, read=False))
+            return {"size": sum(change.size for change in _comparer(job, read=False))}
+
+
+def _tar(tar: ByteStream | LayerOutput) -> dict[str, object]:
+    """Return the part of the report on a tar that was read or written to its end, if its digest was computed."""
+    if isinstance(tar, DigestStream):
+        while tar.some(CHUNK):
+            pass
+        return {"tar": {"size": tar.offset, "digest": tar.digest}}
+    if isinstance(tar, LayerOutput) and tar.digest:
+        return {"tar": {"size": tar.written, "digest": tar.digest}}
+    return {}
 
 
 def _preload(verb: Verb) -> None:
@@ -142,23 +156,24 @@ def _comparer(job: Job, *, read: bool) -> TreeComparer:
     return TreeComparer(job.root, job.parent, job.name, read=read)
 
 
-def _diff(job: Job) -> int:
+def _diff(job: Job, output: LayerOutput) -> int:
     """Write the changes as a tar, and return its size. Raise InvalidValue for an owner that is not in the id map."""
     owners = _owners(job)
-    output = FdWriter(1)
     writer = TarWriter(output)
-    now = time.time_ns() // NANOSECONDS * NANOSECONDS
+    removed = time.time_ns() // NANOSECONDS * NANOSECONDS if job.whiteout_ns is None else job.whiteout_ns
     for change in _comparer(job, read=True):
         if change.entry is None:
-            writer.remove(change.path, now)
+            writer.remove(change.path, removed)
             continue
         try:
             entry = owners.to_container(change.entry)
         except Unmapped as error:
             raise InvalidValue(f"{job.name}: {error}") from None
+        if job.newest_ns is not None and entry.mtime_ns > job.newest_ns:
+            entry = replace(entry, mtime_ns=job.newest_ns)
         writer.add(entry, change.data)
     writer.end()
-    output.flush()
+    output.close()
     return output.written
 
 

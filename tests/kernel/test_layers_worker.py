@@ -4,6 +4,7 @@ import bz2
 import contextlib
 import ctypes
 import gzip
+import hashlib
 import io
 import json
 import lzma
@@ -26,7 +27,7 @@ import zstandard
 
 from dmthin.errors import DmthinError, InvalidValue, KernelError, NoDataSpace
 from dmthin.layers.entry import Entry, EntryType
-from dmthin.layers.job import Job, Verb, parse_report
+from dmthin.layers.job import Job, TarDigest, Verb, parse_report, parse_tar
 from dmthin.layers.tarwriter import TarWriter
 from enginelib.waiting import PATIENCE, until
 from tests.support.tars import member, tar
@@ -421,6 +422,51 @@ def test_compressed_layers(root: Path, pack: Callable[[bytes], bytes]) -> None:
     damaged = archive[:100_000] + bytes(1000) + archive[101_000:]
     with pytest.raises(InvalidValue, match=r"corrupt|checksum|data"):
         work(Verb.APPLY, root, data=damaged)
+
+
+def reported_tar(
+    verb: Verb, root: Path, parent: Path | None = None, data: bytes = b"", **fields: Any
+) -> tuple[TarDigest, bytes]:
+    """The tar that a worker reports, and what it wrote."""
+    with working(verb, root, parent, digest=True, **fields) as (worker, report):
+        output, _ = worker.communicate(data)
+        return parse_tar(os.read(report, 1 << 16)), output
+
+
+@pytest.mark.parametrize(
+    ("compression", "unpack"),
+    [
+        ("", bytes),
+        ("gzip", gzip.decompress),
+        ("zstd", lambda data: zstandard.ZstdDecompressor().decompressobj().decompress(data)),
+    ],
+)
+def test_a_diff_and_its_digest(place: Path, tmp_path: Path, compression: str, unpack: Callable[[bytes], bytes]) -> None:
+    """What is applied has the digest of what was written, also where the archive goes on after its end."""
+    (place / "f").write_bytes(bytes(700_000))
+    tar_digest, layer = reported_tar(Verb.DIFF, place, compression=compression)
+    plain = unpack(layer)
+    assert tar_digest == TarDigest(len(plain), f"sha256:{hashlib.sha256(plain).hexdigest()}")
+    target = tmp_path / "target"
+    target.mkdir()
+    longer = plain + bytes(100_000)
+    for archive, content in ((layer, plain), (gzip.compress(longer), longer)):
+        expected = TarDigest(len(content), f"sha256:{hashlib.sha256(content).hexdigest()}")
+        assert reported_tar(Verb.APPLY, target, data=archive)[0] == expected
+        assert (target / "f").stat().st_size == 700_000
+
+
+def test_times_of_a_reproducible_diff(place: Path) -> None:
+    for name in ("upper", "lower"):
+        (place / name).mkdir()
+    (place / "lower/gone").touch()
+    for name, seconds in (("old", 5), ("new", 3_000_000_000)):
+        (place / "upper" / name).touch()
+        os.utime(place / "upper" / name, (seconds, seconds))
+    newest = 1_700_000_000 * 10**9
+    _, layer = work(Verb.DIFF, place / "upper", place / "lower", whiteout_ns=0, newest_ns=newest)
+    with tarfile.open(fileobj=io.BytesIO(layer)) as archive:
+        assert {info.name: info.mtime for info in archive} == {".wh.gone": 0, "new": 1_700_000_000, "old": 5}
 
 
 @pytest.mark.parametrize("data", [b"", b"x" * 5000, bytes(511), tar(member("f", b"x"))[:-1500]])

@@ -16,6 +16,7 @@ from aiohttp import web
 
 from dmthin.docker import streams
 from dmthin.docker.streams import RequestBody
+from dmthin.layers.running import Running
 
 HEAD = b"POST / HTTP/1.1\r\nHost: plugin\r\nTransfer-Encoding: chunked\r\n\r\n"
 
@@ -142,12 +143,12 @@ def test_a_sender_that_is_gone_ends_the_job(monkeypatch: pytest.MonkeyPatch) -> 
             raise ConnectionResetError
 
     @asynccontextmanager
-    async def started(*_: object, **__: object) -> AsyncIterator[tuple[asyncio.subprocess.Process, int]]:
+    async def started(*_: object, **__: object) -> AsyncIterator[Running]:
         running = await asyncio.create_subprocess_exec(
             "cat", stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.DEVNULL
         )
         try:
-            yield running, -1
+            yield Running(running, -1)
         finally:
             running.kill()
             await running.wait()
@@ -157,6 +158,6 @@ def test_a_sender_that_is_gone_ends_the_job(monkeypatch: pytest.MonkeyPatch) -> 
         body: Any = Broken()
         await asyncio.wait_for(streams.apply(job, body), 20)
 
-    monkeypatch.setattr(streams, "_started", started)
+    monkeypatch.setattr(streams, "started", started)
     with pytest.raises(ConnectionResetError):
         asyncio.run(apply())
