@@ -83,6 +83,14 @@ def node_of(device: str) -> Path:
     return Path("/dev") / next(word.removeprefix("DEVNAME=") for word in words if word.startswith("DEVNAME="))
 
 
+def mapped_name(device: str) -> str:
+    """Return the name of the mapped device with this `major:minor`. Raise NotFound for another block device."""
+    try:
+        return Path(f"/sys/dev/block/{device}/dm/name").read_text().rstrip("\n")
+    except OSError as error:
+        raise os_failure(error, f"find the mapped device {device}") from None
+
+
 def describe(device: str) -> str:
     """Return what messages call the device with this `major:minor`: the file of a loop, else the node.
 

@@ -24,14 +24,14 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
 
 
-def mount(source: str, fs_type: str, options: str = "") -> int:
+def mount(source: str, fs_type: str, options: str = "", *, read_only: bool = False) -> int:
     """Mount a file system detached, and return a descriptor of its root. Device nodes in it do not work (nodev).
 
     `options` are the file system's own, comma-separated. Raise NotPermitted, Unavailable (a kernel without fsopen), and
     KernelError with the file system's own words.
     """
     with traced("mount detached", source):
-        return _mount(source, fs_type, options)
+        return _mount(source, fs_type, options, read_only=read_only)
 
 
 def clone(place: Path) -> int:
@@ -46,12 +46,14 @@ def clone(place: Path) -> int:
         return root
 
 
-def _mount(source: str, fs_type: str, options: str) -> int:
+def _mount(source: str, fs_type: str, options: str, *, read_only: bool) -> int:
     context = _call(_FSOPEN, os.fsencode(fs_type), _CLOEXEC)
     if context < 0:
         raise _failure(context, f"mount a file system of the type {fs_type}")
     try:
         settings = [(_SET_STRING, "source", source)]
+        if read_only:
+            settings.append((_SET_FLAG, "ro", ""))  # the file system's own; that of the mount alone would not do
         for option in filter(None, options.split(",")):
             key, equals, value = option.partition("=")
             settings.append((_SET_STRING, key, value) if equals else (_SET_FLAG, key, ""))

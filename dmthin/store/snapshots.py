@@ -3,15 +3,19 @@
 Each has a key within its snapshotter. A committed one is an image, and may be the parent of others.
 """
 
+import os
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 from dmthin.errors import AlreadyExists, InUse, InvalidValue, NotFound
+from dmthin.kernel import block
 from dmthin.kernel.devicemapper import DeviceInfo
 from dmthin.kernel.retry import retry_busy
 from dmthin.store.state.ledger import Ledger
-from dmthin.store.state.model import Kind, NewSnapshot, NewVolume, Snapshot, SnapshotKind
+from dmthin.store.state.model import FROZEN_NAMES, Kind, NewSnapshot, NewVolume, Snapshot, SnapshotKind
 from dmthin.store.state.snapshot_table import SnapshotTable, volume_name
 from dmthin.store.volumes.children import Children, plan_child
 from dmthin.store.volumes.cleanup import Cleanup
@@ -77,6 +81,56 @@ class Snapshots:
         """Return the device of an active snapshot or a view, created again if it has gone. Raises NotFound."""
         with self._volumes.locks.locked(snapshot.volume) as volume:
             return self._volumes.activate(volume)
+
+    def at(self, node: Path) -> Snapshot | None:
+        """Return the snapshot whose block device is at `node`, None for any other file or device."""
+        number = self._volumes.devices.device_id_at(node)
+        found = None if number is None else self._table.of_volume(number)
+        if found is None:
+            return None
+        try:
+            info = self._volumes.info(found.volume)
+        except AlreadyExists:
+            return None
+        return found if info is not None and info.number == block.number(node) else None
+
+    @contextmanager
+    def opened(self, snapshot: Snapshot) -> Iterator[int]:
+        """Mount an active snapshot or a view outside of every namespace; the value is a descriptor of its root.
+
+        No lock is held meanwhile. Raises NotFound (removed), Unavailable, and what mounting gives.
+        """
+        with self._volumes.locks.locked(snapshot.volume) as volume:
+            root = self._volumes.mount_detached(volume)
+        try:
+            yield root
+        finally:
+            os.close(root)
+
+    @contextmanager
+    def frozen(self, snapshot: Snapshot) -> Iterator[int]:
+        """Mount what a snapshot contains now, read-only and outside of every namespace, whoever writes to it.
+
+        The value is a descriptor of the root. An active snapshot gets a thin snapshot of its own for that, which is in
+        state MAKING until it is removed at the end: if this process dies, recovery removes it. Raises NotFound
+        (removed), NoDataSpace, NoMetadataSpace, Unavailable, and what mounting gives.
+        """
+        if snapshot.volume.read_only:
+            with self.opened(snapshot) as root:
+                yield root
+            return
+        with self._volumes.locks.locked(snapshot.volume) as volume:
+            name = f"{FROZEN_NAMES}{volume.device_id}-{os.urandom(4).hex()}"
+            new = NewVolume(name, Kind.CONTAINER, volume.size, volume.file_system, volume)
+            unfinished = self._volumes.creation.begin(new, activate=True)
+        try:
+            root = self._volumes.mount_detached_read_only(unfinished.volume)
+            try:
+                yield root
+            finally:
+                os.close(root)
+        finally:
+            self._cleanup.roll_back_later(unfinished)
 
     def commit(self, snapshotter: str, name: str, key: str, labels: Labels, parent: str = "") -> None:
         """Commit an active snapshot as `name`; it does not change any more. Repeating a commit is fine.

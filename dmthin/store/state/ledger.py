@@ -7,7 +7,7 @@ from dmthin.errors import AlreadyExists, InUse, NoMetadataSpace, NotFound
 from dmthin.kernel.thin import MAX_DEVICE_ID
 from dmthin.store.state.database import Database
 from dmthin.store.state.locks import Lock, Locks
-from dmthin.store.state.model import SPARE_NAMES, Kind, NewVolume, State, StoreRecord, Volume
+from dmthin.store.state.model import FROZEN_NAMES, SPARE_NAMES, Kind, NewVolume, State, StoreRecord, Volume
 from dmthin.store.state.rows import (
     STORE_COLUMNS,
     VOLUME_COLUMNS,
@@ -97,10 +97,13 @@ class Ledger(Database):
         return above
 
     def children(self, device_id: int) -> list[Volume]:
-        """Return the volumes whose parent has that device id, without spares and volumes in state REMOVING."""
-        which = "parent = ? AND state <> 'removing' AND name NOT GLOB ?"
+        """Return the volumes whose parent has that device id.
+
+        Spares, frozen snapshots and volumes in state REMOVING are not among them.
+        """
+        which = "parent = ? AND state <> 'removing' AND name NOT GLOB ? AND name NOT GLOB ?"
         query = f"SELECT {VOLUME_COLUMNS} FROM volume WHERE {which} ORDER BY name"
-        return [volume_of(row) for row in self.rows(query, device_id, f"{SPARE_NAMES}*")]
+        return [volume_of(row) for row in self.rows(query, device_id, f"{SPARE_NAMES}*", f"{FROZEN_NAMES}*")]
 
     def next_device_id(self) -> int:
         """Return the device id that `add` takes next, unless another process is faster.

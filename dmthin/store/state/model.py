@@ -15,6 +15,10 @@ _NAME_LIMIT = 128
 SPARE_NAMES = "@spare/"
 """The prefix of the names of spares: snapshots made ahead of a request. They do not count as children."""
 
+FROZEN_NAMES = "@frozen/"
+"""The prefix of the names of frozen snapshots: states of volumes in use, kept while they are read. They do not count as
+children either."""
+
 
 class Kind(StrEnum):
     """What a volume is for."""

@@ -33,6 +33,11 @@ class SnapshotTable:
         found = {snapshot.key: snapshot for snapshot in map(_snapshot, rows)}
         return found.get(first), found.get(second)
 
+    def of_volume(self, device_id: int) -> Snapshot | None:
+        """Return the snapshot whose volume has that device id, None if there is none."""
+        found = self._ledger.rows(f"{_SELECT} WHERE device_id = ?", device_id)
+        return _snapshot(found[0]) if found else None
+
     def all(self, snapshotter: str) -> list[Snapshot]:
         """Return the snapshots of a snapshotter, in the order in which they were made or committed."""
         query = f"{_SELECT} WHERE snapshotter = ? ORDER BY snapshot.created, device_id"

@@ -9,6 +9,7 @@ from dmthin.kernel import holders, mount
 from dmthin.store.state.ledger import Ledger
 from dmthin.store.state.model import Kind, State, Volume
 from dmthin.store.volumes.background import Queue
+from dmthin.store.volumes.creation import Unfinished
 from dmthin.store.volumes.removal import PendingRemoval
 from dmthin.store.volumes.spares import Spares
 from dmthin.store.volumes.volumes import Volumes
@@ -44,6 +45,10 @@ class Cleanup:
     def finish_removal(self, volume: Volume, pending: PendingRemoval) -> None:
         """Queue the rest of the removal of `volume`, and of its spare."""
         self._queue.later(_REMOVAL_SECONDS, partial(self._finish_removal, volume, pending))
+
+    def roll_back_later(self, unfinished: Unfinished) -> None:
+        """Queue the removal of a volume that was made for a while only."""
+        self._queue.later(_REMOVAL_SECONDS, partial(self._volumes.creation.roll_back, unfinished))
 
     def deactivate_later(self, volume: Volume) -> None:
         """Queue the deactivation of a volume, if it is not mounted by then."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from dmthin.errors import AlreadyExists, NotFound
+from dmthin.errors import AlreadyExists, DmthinError, NotFound
 from dmthin.kernel import block
 from dmthin.kernel.devicemapper import DeviceInfo, DeviceMapper
 from dmthin.pool.volume import ThinVolume
@@ -78,6 +78,17 @@ class Devices:
             return self._dm.info(self._record.pool_name).live_table
         except NotFound:
             return False
+
+    def device_id_at(self, node: Path) -> int | None:
+        """Return the device id of the volume whose block device is at `node`, None for any other file.
+
+        The caller compares `info` of that volume: a device of a copy of this store has the same name.
+        """
+        try:
+            name = block.mapped_name(block.number(node))
+        except (DmthinError, OSError):
+            return None
+        return self._record.device_id_of(name)
 
     def _name_and_uuid(self, volume: Volume) -> tuple[str, str]:
         record, number = self._record, volume.device_id

@@ -61,7 +61,7 @@ class Mounter:
     def mount_detached(self, volume: Volume, info: DeviceInfo) -> int:
         """Mount outside of every namespace; return a descriptor of the root (O_PATH). Closing it unmounts."""
         _, options = mount.split_options(self._join(volume))
-        root = detached.mount(info.node, volume.file_system, options)
+        root = detached.mount(info.node, volume.file_system, options, read_only=volume.read_only)
         try:
             self._let_writes_fail(volume, info)
         except BaseException:

@@ -9,7 +9,7 @@ from dmthin.store.config.layout import Layout
 from dmthin.store.config.options import StorageOptions
 from dmthin.store.lifecycle.gate import ActivePool
 from dmthin.store.state.ledger import Ledger
-from dmthin.store.state.model import State, Volume
+from dmthin.store.state.model import FROZEN_NAMES, State, Volume
 from dmthin.store.state.snapshot_table import SnapshotTable
 from dmthin.store.volumes import busy
 from dmthin.store.volumes.devices import Devices
@@ -64,7 +64,9 @@ class Teardown:
         """Return whether a discard of the volume may free blocks.
 
         A read-only volume has its origin's blocks, except for a replayed journal. A volume in state MAKING has them too
-        while its parent is there; when that has been removed (`now`, the record as it is), the blocks are its own.
+        while its parent is there; when that has been removed (`now`, the record as it is), the blocks are its own. A
+        frozen snapshot has the blocks that have been overwritten in its parent since.
         """
-        may_have = volume.state is State.REMOVING or now.parent != volume.parent
+        frozen = volume.name.startswith(FROZEN_NAMES)
+        may_have = volume.state is State.REMOVING or frozen or now.parent != volume.parent
         return may_have and self._options.discard and not volume.read_only

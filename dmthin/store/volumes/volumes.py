@@ -102,6 +102,11 @@ class Volumes:
         with self.open(volume) as device:
             return self.mounter.mount_detached(volume, device.info)
 
+    def mount_detached_read_only(self, volume: Volume) -> int:
+        """Do what `mount_detached` does, read-only. The device stays writable: a journal may have to be replayed."""
+        with self.open(volume) as device:
+            return self.mounter.mount_detached(replace(volume, read_only=True), device.info)
+
     def unmount(self, volume: Volume, *, force: bool = False) -> bool:
         """Unmount a volume wherever this namespace has it, and remove its device. False if it was not mounted.
 
