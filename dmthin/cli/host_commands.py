@@ -35,6 +35,8 @@ def add_serve(nouns: Any) -> None:
         help="serve containerd as a proxy snapshotter (default socket: /run/dmthin/containerd.sock)",
     )
     _add_snapshotter(verb)
+    containerd_help = "containerd's own socket, for layers (default: /run/containerd/containerd.sock)"
+    verb.add_argument("--containerd-address", metavar="SOCKET", help=containerd_help)
     verb.add_argument(
         "--print-containerd-config", action="store_true", help="print the lines for containerd's config.toml, and exit"
     )

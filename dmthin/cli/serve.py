@@ -23,10 +23,12 @@ def serve(call: Call) -> None:
         raise InvalidValue("--snapshotter requires --containerd")
     if (given.cri or given.diff or given.config_version) and not given.print_containerd_config:
         raise InvalidValue("--cri, --diff and --config-version require --print-containerd-config")
+    if given.containerd_address and not (containerd or given.print_containerd_config):
+        raise InvalidValue("--containerd-address requires --containerd")
 
     from dmthin.containerd.config import parse_snapshotters
     from dmthin.daemon import systemd
-    from dmthin.daemon.serve import CONTAINERD_SOCKET, DOCKER_SOCKET, FrontEnds
+    from dmthin.daemon.serve import CONTAINERD_ADDRESS, CONTAINERD_SOCKET, DOCKER_SOCKET, FrontEnds
     from dmthin.daemon.serve import serve as run
     from dmthin.store.state.lock_waits import limit_waits
 
@@ -48,5 +50,6 @@ def serve(call: Call) -> None:
             containerd=socket if containerd else None,
             snapshotters=snapshotters,
             options=tuple(options.store_options),
+            address=Path(given.containerd_address) if given.containerd_address else CONTAINERD_ADDRESS,
         )
     )

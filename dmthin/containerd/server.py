@@ -1,4 +1,4 @@
-"""The Snapshots service over gRPC. Each call runs in a thread; errors are translated to gRPC status codes.
+"""The Snapshots and Diff services over gRPC; errors are translated to gRPC status codes. Each call blocks a thread.
 
 The transport is grpclib's, because it tolerates fork(2) and accepts a listening socket.
 """
@@ -9,6 +9,7 @@ import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -16,7 +17,9 @@ from grpclib.const import Cardinality, Handler, Status
 from grpclib.exceptions import GRPCError
 from grpclib.server import Stream
 
-from dmthin.containerd import messages
+from dmthin.containerd import diff_messages, messages
+from dmthin.containerd.descriptors import DecodeError
+from dmthin.containerd.diff import DiffService, Headers, NextDiffer
 from dmthin.containerd.snapshotter import MountSpec, Snapshotter
 from dmthin.errors import DmthinError, InvalidValue, Unavailable
 from dmthin.store.state.model import Snapshot, SnapshotKind
@@ -35,14 +38,21 @@ _KINDS = {SnapshotKind.VIEW: 1, SnapshotKind.ACTIVE: 2, SnapshotKind.COMMITTED: 
 Method = Callable[[Snapshotter, Any], Any]
 """Carries out a request on a snapshotter, and returns the response."""
 
+DiffCall = Callable[[Any, Headers], Awaitable[Any]]
+"""Carries out a request with its headers, and returns the response."""
+
 Handle = Callable[[Stream[Any, Any]], Awaitable[None]]
 
 
 class ContainerdFrontEnd:
-    """The service for one containerd. Its calls wait until the snapshotters are open (the future `opening`)."""
+    """The services for one containerd, which listens at `address`.
 
-    def __init__(self, opening: asyncio.Future[list[Snapshotter]]) -> None:
+    Calls wait until the snapshotters are open (the future `opening`).
+    """
+
+    def __init__(self, opening: asyncio.Future[list[Snapshotter]], address: Path) -> None:
         self._opening = opening
+        self._differ = DiffService(self._opened, self._in_thread, address)
         self._threads = ThreadPoolExecutor(_THREADS, "containerd")
         self._in_progress: set[asyncio.Task[Any]] = set()
         self._is_shutting_down = False
@@ -77,7 +87,16 @@ class ContainerdFrontEnd:
         }
         listing = self._tracked(self._list)
         handlers["List"] = Handler(listing, Cardinality.UNARY_STREAM, m.ListRequest, m.ListResponse)
-        return {f"/{messages.SERVICE}/{name}": handler for name, handler in handlers.items()}
+        d = diff_messages
+        differ = {
+            name: Handler(self._tracked(self._diff(name, call)), Cardinality.UNARY_UNARY, request, response)
+            for name, call, request, response in (
+                ("Diff", self._differ.diff, d.DiffRequest, d.DiffResponse),
+                ("Apply", self._differ.apply, d.ApplyRequest, d.ApplyResponse),
+            )
+        }
+        services = {messages.SERVICE: handlers, d.SERVICE: differ}
+        return {f"/{service}/{name}": handler for service, all_ in services.items() for name, handler in all_.items()}
 
     def _tracked(self, handle: Handle) -> Handle:
         """Return a handler whose calls `drain` waits for."""
@@ -108,15 +127,33 @@ class ContainerdFrontEnd:
         while piece := list(islice(found, _INFOS)):
             await stream.send_message(messages.ListResponse(info=[_info(snapshot) for snapshot in piece]))
 
+    def _diff(self, name: str, call: DiffCall) -> Handle:
+        async def handle(stream: Stream[Any, Any]) -> None:
+            if (request := await _received(stream)) is not None:
+                headers = {key: value for key, value in (stream.metadata or {}).items() if isinstance(value, str)}
+                await stream.send_message(await self._translated(name, "", lambda: call(request, headers)))
+
+        return handle
+
     async def _call(self, name: str, method: Method, request: Any) -> Any:
-        """Run a method in a thread, log the call and return the response. Raise errors as GRPCError."""
+        """Run a method in a thread and return its response. Raise errors as GRPCError."""
+
+        async def call() -> Any:
+            return await self._in_thread(method, await self._snapshotter(request.snapshotter), request)
+
+        return await self._translated(name, f"{request.snapshotter} {getattr(request, 'key', '')!r} ", call)
+
+    async def _translated(self, name: str, subject: str, call: Callable[[], Awaitable[Any]]) -> Any:
+        """Make a call, log it and return the response. Raise errors as GRPCError."""
         started = time.monotonic()
         outcome = "done"
         try:
             if self._is_shutting_down:
                 raise Unavailable("dmthin is shutting down", hint="try again after its restart")
-            snapshotter = await self._snapshotter(request.snapshotter)
-            return await asyncio.get_running_loop().run_in_executor(self._threads, method, snapshotter, request)
+            return await call()
+        except NextDiffer as error:
+            outcome = f"left to the next differ: {error}"
+            raise GRPCError(Status.UNIMPLEMENTED, _shortened(f"not dmthin's: {error}")) from None
         except DmthinError as error:
             outcome = f"failed: {error}"
             raise GRPCError(Status[error.status.grpc], _shortened(str(error))) from None
@@ -131,12 +168,18 @@ class ContainerdFrontEnd:
         finally:
             level = logging.WARNING if outcome.startswith("failed") else logging.DEBUG
             milliseconds = (time.monotonic() - started) * 1000
-            key = getattr(request, "key", "")
-            logger.log(level, "%s %s %r took=%.1fms %s", name, request.snapshotter, key, milliseconds, outcome)
+            logger.log(level, "%s %stook=%.1fms %s", name, subject, milliseconds, outcome)
+
+    async def _in_thread(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
+
+    async def _opened(self) -> list[Snapshotter]:
+        """Return the snapshotters. Raise what opening them raises."""
+        return await asyncio.shield(self._opening)
 
     async def _snapshotter(self, name: str) -> Snapshotter:
         """Return the snapshotter of that name. Raise InvalidValue, and what opening the snapshotters raises."""
-        snapshotters = {found.name: found for found in await asyncio.shield(self._opening)}
+        snapshotters = {found.name: found for found in await self._opened()}
         if name not in snapshotters:
             known = ", ".join(snapshotters)
             raise InvalidValue(f"unknown snapshotter {name!r}", hint=f"this daemon serves {known}")
@@ -147,7 +190,7 @@ async def _received(stream: Stream[Any, Any]) -> Any:
     """Return the request, None if the client has disconnected. Raise GRPCError."""
     try:
         return await stream.recv_message()
-    except messages.DecodeError as error:
+    except DecodeError as error:
         logger.warning("cannot decode a request: %s", error)
         raise GRPCError(Status.INTERNAL, f"cannot decode the request: {error}") from None
 

@@ -5,7 +5,9 @@ The semantics are specified by containerd's core/snapshots/snapshotter.go (githu
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 
 from dmthin.containerd import filters
 from dmthin.containerd.usage import UsageCounter
@@ -113,6 +115,19 @@ class Snapshotter:
         """Return the snapshots that match any of the filters, all of them without filters. Raise InvalidValue."""
         matches = filters.parse_all(texts)
         return (snapshot for snapshot in self._snapshots.all(self.name) if matches(_fields(snapshot)))
+
+    def at(self, node: Path) -> Snapshot | None:
+        """Return this snapshotter's snapshot whose block device is at `node`, None if there is none."""
+        snapshot = self._snapshots.at(node)
+        return snapshot if snapshot is not None and snapshot.snapshotter == self.name else None
+
+    def opened(self, snapshot: Snapshot) -> AbstractContextManager[int]:
+        """Mount an active snapshot for the block, which gets a descriptor of its root. See `Snapshots.opened`."""
+        return self._snapshots.opened(snapshot)
+
+    def frozen(self, snapshot: Snapshot) -> AbstractContextManager[int]:
+        """Mount what a snapshot contains now for the block, read-only. See `Snapshots.frozen`."""
+        return self._snapshots.frozen(snapshot)
 
     def usage(self, key: str) -> tuple[int, int]:
         """Return the bytes and inodes of a snapshot that are not its parent's. Raise NotFound."""

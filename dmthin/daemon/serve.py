@@ -18,6 +18,7 @@ logger = logging.getLogger(__name__)
 RUN_FOLDER = Path("/run/dmthin")
 DOCKER_SOCKET = Path("/run/docker/plugins/dmthin.sock")
 CONTAINERD_SOCKET = RUN_FOLDER / "containerd.sock"
+CONTAINERD_ADDRESS = Path("/run/containerd/containerd.sock")
 _DOCKER, _CONTAINERD = "docker", "containerd"
 """The names of the front ends, equal to the FileDescriptorName= of their systemd socket units."""
 
@@ -34,13 +35,15 @@ _SHUTDOWN_SECONDS = 20.0
 class FrontEnds:
     """The front ends to serve. `docker` and `containerd` are the paths of their sockets, None to leave one out.
 
-    `snapshotters` are containerd's. `options` are the storage options with which their stores are created and opened.
+    `snapshotters` are containerd's; `options` are the storage options with which their stores are created and opened.
+    `address` is containerd's own socket, where its content store is.
     """
 
     docker: Path | None = None
     containerd: Path | None = None
     snapshotters: tuple[SnapshotterConfig, ...] = ()
     options: tuple[str, ...] = ()
+    address: Path = CONTAINERD_ADDRESS
 
 
 def serve(front_ends: FrontEnds) -> None:
@@ -117,7 +120,7 @@ async def _containerd(listener: Listener, front_ends: FrontEnds) -> AsyncIterato
 
     stores = open_snapshotters(front_ends.snapshotters, front_ends.options)
     opening = asyncio.ensure_future(asyncio.to_thread(stores.__enter__))
-    front_end = ContainerdFrontEnd(opening)
+    front_end = ContainerdFrontEnd(opening, front_ends.address)
     server = Server([front_end])
     # Accept connections while the stores are being opened, which may run thin_check: containerd drops a connection
     # that is not accepted within a second, but has no such timeout for a call.

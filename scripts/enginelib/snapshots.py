@@ -32,7 +32,7 @@ UNKNOWN_FIELDS = bytes([0xC0, 0x3E, 0x07, 0xCA, 0x3E, 0x02, 0x68, 0x69, 0xD5, 0x
 _PACKAGE = "dmthin.tests"
 _KINDS = {"view": 1, "active": 2, "committed": 3}
 _MEGABYTE = 1 << 20
-_OPTIONS = (
+CHANNEL_OPTIONS = (
     ("grpc.max_receive_message_length", 16 * _MEGABYTE),  # containerd's own limit
     ("grpc.max_send_message_length", 16 * _MEGABYTE),
     # Else a channel shares its connection, and how long it waits after a failure, with those to an earlier server.
@@ -120,7 +120,7 @@ class Snapshots:
         self.extra = extra
         self.headers = tuple(headers)
         self.timeout = timeout
-        self._channel = grpc.insecure_channel(f"unix:{socket}", options=_OPTIONS)
+        self._channel = grpc.insecure_channel(f"unix:{socket}", options=CHANNEL_OPTIONS)
 
     def close(self) -> None:
         """Break off what is under way and let go of the connection."""
@@ -235,10 +235,10 @@ def _info(message: Any) -> Info:
     )
 
 
-def _classes() -> dict[str, Any]:
-    """A class for each of the messages."""
-    file = descriptor_pb2.FileDescriptorProto(name="snapshots.proto", package=_PACKAGE, syntax="proto3")
-    for name, fields in _MESSAGES.items():
+def classes(messages: Mapping[str, str], file_name: str) -> dict[str, Any]:
+    """A class for each of the messages, which are described as `_MESSAGES` are."""
+    file = descriptor_pb2.FileDescriptorProto(name=file_name, package=_PACKAGE, syntax="proto3")
+    for name, fields in messages.items():
         message = file.message_type.add(name=name)
         for text in filter(None, fields.split("; ")):
             _add_field(message, *text.removeprefix("repeated ").split(), repeated=text.startswith("repeated "))
@@ -246,7 +246,7 @@ def _classes() -> dict[str, Any]:
     pool.Add(file)
     # GetMessageClass is new in 4.22; Debian 13 has 4.21.
     make = getattr(message_factory, "GetMessageClass", None) or message_factory.MessageFactory(pool).GetPrototype
-    return {name: make(pool.FindMessageTypeByName(f"{_PACKAGE}.{name}")) for name in _MESSAGES}
+    return {name: make(pool.FindMessageTypeByName(f"{_PACKAGE}.{name}")) for name in messages}
 
 
 def _add_field(message: Any, kind: str, name: str, number: str, *, repeated: bool) -> None:
@@ -261,6 +261,8 @@ def _add_field(message: Any, kind: str, name: str, number: str, *, repeated: boo
             field.type = types.TYPE_INT32
         case "int64":
             field.type = types.TYPE_INT64
+        case "bool":
+            field.type = types.TYPE_BOOL
         case "map":
             entry = message.nested_type.add(name=f"{name.capitalize()}Entry")
             entry.options.map_entry = True
@@ -271,4 +273,4 @@ def _add_field(message: Any, kind: str, name: str, number: str, *, repeated: boo
             field.type, field.type_name = types.TYPE_MESSAGE, f".{_PACKAGE}.{kind}"
 
 
-_CLASSES = _classes()
+_CLASSES = classes(_MESSAGES, "snapshots.proto")

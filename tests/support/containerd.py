@@ -2,13 +2,14 @@
 
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import count
 from pathlib import Path
 
 from dmthin.store.state.model import Snapshot
 from dmthin.store.store import Store
 from enginelib.daemons import PATH, Daemon, Failed, last_words
+from enginelib.differ import Differ
 from enginelib.snapshots import Snapshots
 from enginelib.waiting import listens, until
 
@@ -50,7 +51,7 @@ class Containerd:
         snapshotters = (DMTHIN, f"{LARGE},size=1G", f"{SMALL}={self.stores[SMALL]}")
         chosen = [word for snapshotter in snapshotters for word in ("--snapshotter", snapshotter)]
         options = ("--root", str(self.stores[DMTHIN]), "--storage-opt", "dm.basesize=512M")
-        return [*options, "serve", "--containerd", str(self.proxy), *chosen]
+        return [*options, "serve", "--containerd", str(self.proxy), "--containerd-address", str(self.socket), *chosen]
 
     def write_config(self) -> None:
         """What dmthin prints, after the places that a second containerd on one machine must have."""
@@ -165,6 +166,10 @@ class Containerd:
     def snapshots(self, snapshotter: str = DMTHIN, namespace: str = "default") -> Snapshots:
         """A client of containerd's own snapshots service, through which it asks dmthin."""
         return Snapshots(self.socket, snapshotter, headers=[("containerd-namespace", namespace)])
+
+    def differ(self, headers: Sequence[tuple[str, str]] = ()) -> Differ:
+        """A client of dmthin's diff service: containerd 1.6 knows no such plugin, but has a content store."""
+        return Differ(self.proxy, headers)
 
     def store(self, snapshotter: str = DMTHIN) -> Store:
         """The store of a snapshotter, opened beside its daemon."""

@@ -57,6 +57,7 @@ def test_the_command_prints_it(capsys: pytest.CaptureFixture[str]) -> None:
     ("words", "said"),
     [
         (["serve", "--docker", "--snapshotter", "a"], "--snapshotter requires --containerd"),
+        (["serve", "--docker", "--containerd-address", "/x"], "--containerd-address requires --containerd"),
         (["--storage-opt", "size=1G", "serve", "--containerd"], "the storage option size is valid for"),
         (["serve", "--containerd", "--snapshotter", "a b"], "invalid snapshotter name 'a b'"),
         (["serve", "--containerd", "--json"], "neither --dry-run nor --json"),
