@@ -12,14 +12,15 @@ from dmthin.layers.nodes import proc_path
 logger = logging.getLogger(__name__)
 
 _WARNINGS = 100
-_INHERITED = ("system.posix_acl_access", "system.posix_acl_default")
+_ACLS = ("system.posix_acl_access", "system.posix_acl_default")
 
 
 class AttributeSetter:
     """Sets the attributes of an entry on its inode; the owner only with `keep_owners`, which needs root.
 
-    Extended attributes that the file system or the kernel does not support are skipped with one warning for each name,
-    as in Docker. Both methods raise OSError, InvalidValue (an attribute is too large) and Unavailable (no /proc).
+    Extended attributes that the file system or the kernel does not support, and invalid access control lists, are
+    skipped with one warning for each name. Methods raise OSError, InvalidValue (a value that is too large, or that the
+    kernel does not accept) and Unavailable (no /proc).
     """
 
     def __init__(self, *, prefix: str, keep_owners: bool) -> None:
@@ -74,7 +75,8 @@ class AttributeSetter:
                 else:
                     os.setxattr(target, raw, value, follow_symlinks=False)
             except OSError as error:
-                if error.errno in (errno.ENOTSUP, errno.EPERM):  # skipped, as in Docker
+                if error.errno in (errno.ENOTSUP, errno.EPERM) or (error.errno == errno.EINVAL and name in _ACLS):
+                    # Skipped, as in Docker; and lists that are not complete, as in GNU tar.
                     if name not in self._warned and len(self._warned) < _WARNINGS:
                         self._warned.add(name)
                         logger.warning("skipped %s, and others of this name: %s", what, error.strerror)
@@ -95,7 +97,7 @@ class AttributeSetter:
 
 def _remove_inherited_acls(entry: Entry, target: int | bytes) -> None:
     """Remove the access control lists inherited from the parent directory, unless the entry has its own."""
-    for name in _INHERITED:
+    for name in _ACLS:
         if name not in entry.xattrs:
             try:
                 if isinstance(target, int):

@@ -311,6 +311,14 @@ def test_what_gnu_tar_writes_of_lists_and_labels_is_kept(root: Path, tmp_path: P
     assert sorted(os.listdir(root / "inner")) == ["file"]
 
 
+def test_a_list_that_is_not_complete_is_left_out_with_a_warning(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    archive = tar(member("file", b"x", pax_headers={"SCHILY.acl.access": "user::rw-,user:77:r--"}))  # no mask
+    with caplog.at_level(logging.WARNING):
+        unpack(io.BytesIO(archive), root)
+    assert "system.posix_acl_access" not in os.listxattr(root / "file")
+    assert "skipped the attribute system.posix_acl_access of file" in caplog.text
+
+
 def test_an_attribute_that_the_kernel_refuses_is_named(root: Path) -> None:
     capability = {"SCHILY.xattr.security.capability": "\1\2"}
     with pytest.raises(InvalidValue, match="does not accept the value of the attribute security"):
