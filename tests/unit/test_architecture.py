@@ -19,7 +19,7 @@ DOORS = {
     "subprocess": set[str](),
     "aiohttp": {"docker/server.py", "docker/streams.py", "daemon/serve.py"},
     "grpclib": {"containerd/content.py", "containerd/server.py", "daemon/serve.py"},
-    "tomlkit": {"containerd/host_config.py"},
+    "tomlkit": {"containerd/toml_edit.py"},
     "google": {"containerd/descriptors.py"},
     "pyudev": {"kernel/udev.py"},
     "psutil": {"kernel/holders.py"},

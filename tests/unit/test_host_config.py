@@ -88,7 +88,9 @@ def test_what_the_kubelet_needs_has_the_form_of_the_version() -> None:
 
 def test_a_differ_has_an_id_of_its_own() -> None:
     config = tomllib.loads(printed(Wanted(ONE, SOCKET, 3, diff=True, transfer=True)))
-    assert config["proxy_plugins"]["dmthin-diff"] == {"type": "diff", "address": str(SOCKET)}
+    assert config["proxy_plugins"]["dmthin-diff"] == {
+        "type": "diff", "address": str(SOCKET), "platform": "linux/dmthin"
+    }  # fmt: skip
     assert config["plugins"]["io.containerd.service.v1.diff-service"]["default"] == ["dmthin-diff", "walking"]
     unpacking = config["plugins"]["io.containerd.transfer.v1.local"]["unpack_config"]
     assert [entry["differ"] for entry in unpacking] == ["walking", "dmthin-diff"]
