@@ -53,12 +53,13 @@ class Containerd:
         options = ("--root", str(self.stores[DMTHIN]), "--storage-opt", "dm.basesize=512M")
         return [*options, "serve", "--containerd", str(self.proxy), "--containerd-address", str(self.socket), *chosen]
 
-    def write_config(self) -> None:
-        """What dmthin prints, after the places that a second containerd on one machine must have."""
-        line = ["dmthin", *self._dmthin_words(), "--print-containerd-config", "--cri"]
+    def write_config(self, *words: str, version: int = 2) -> None:
+        """What dmthin prints with more words, after the places that a second containerd on one machine must have."""
+        printing = ["--print-containerd-config", "--config-version", str(version), "--cri", *words]
+        line = ["dmthin", *self._dmthin_words(), *printing]
         printed = subprocess.run(line, capture_output=True, check=True, text=True).stdout
         own = f'root = "{self.folder / "root"}"\nstate = "{self.state}"\n[grpc]\n  address = "{self.socket}"\n'
-        self.config.write_text(f"version = 2\n{own}{printed}")
+        self.config.write_text(f"version = {version}\n{own}{printed}")
 
     def start(self) -> None:
         """Start what does not run, and wait until it answers."""

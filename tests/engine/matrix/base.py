@@ -65,6 +65,10 @@ class Engine(ABC):
     def commit(self, name: str, image: str) -> None:
         """Make an image of what a container has written. Raises Failed."""
 
+    def mounts_to_commit(self) -> bool:
+        """Whether a commit mounts the container's snapshot a second time, which the kernel refuses while it runs."""
+        return False
+
     @abstractmethod
     def save(self, image: str, file: Path) -> None:
         """Write an image to an archive."""

@@ -8,9 +8,11 @@ import signal
 import subprocess
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Self
 
+from dmthin.cli.containerd_config import FIRST_WITH_DIFF, FIRST_WITH_VERSION_3
 from dmthin.store.create import create_store
 from enginelib.daemons import PATH, SCRATCH, Failed, tar_of
 from enginelib.docker import Docker
@@ -136,6 +138,9 @@ class DockerStore(DockerPlugin):
         self.containerd = Containerd(SCRATCH / f"{name}-containerd")
         return _DockerOnContainerd(SCRATCH / name, self.containerd)
 
+    def mounts_to_commit(self) -> bool:
+        return not _takes_differs()
+
     def tidy(self) -> None:
         super().tidy()
         self.containerd.collect_garbage()
@@ -244,20 +249,22 @@ class Ctr(Engine):
         self.remove(*self.containerd("containers", "ls", "-q").split())
 
     def commit(self, name: str, image: str) -> None:
-        """As ctr can: the layer that its differ makes of the snapshot, on the layers of the container's image."""
+        """As ctr can: the layer that the differ makes of the snapshot, on the layers of the container's image."""
         labels = json.loads(self.containerd("containers", "info", name))["Labels"]
         done = self.containerd.run("snapshots", "--snapshotter", DMTHIN, "diff", name)
         if done.returncode:
             raise Failed(done.stderr.decode())
         self.load(image, [*self._layers[labels["of"]], gzip.decompress(done.stdout)])
 
+    def mounts_to_commit(self) -> bool:
+        return not _takes_differs()
+
     def save(self, image: str, file: Path) -> None:
         self.containerd("images", "export", str(file), _full(image))
 
     def take(self, file: Path) -> None:
-        """ctr of containerd 2 unpacks for the snapshotters of the transfer service's configuration, or by itself."""
-        local = ["--local"] if "--local" in self.containerd("images", "import", "--help") else []
-        self.containerd("images", "import", *local, "--snapshotter", DMTHIN, str(file))
+        """ctr of containerd 2 lets the transfer service do it, which unpacks for the snapshotters that it is told."""
+        self.containerd("images", "import", "--snapshotter", DMTHIN, str(file))
 
     def digests(self, image: str) -> object:
         line = next(line for line in self.containerd("images", "ls").splitlines() if line.startswith(_full(image)))
@@ -298,10 +305,11 @@ def _full(image: str) -> str:
 
 
 def _start(containerd: Containerd) -> None:
-    """Start a containerd, with its configuration and the smallest store where they are not there yet."""
+    """Start a containerd, with the smallest store and all that dmthin has for its release where that is not there."""
     if not containerd.config.exists():
         create_store(containerd.stores[SMALL], SMALL_STORE).close()
-        containerd.write_config()
+        words = ["--diff"] if _takes_differs() else []
+        containerd.write_config(*words, version=3 if _release() >= FIRST_WITH_VERSION_3 else 2)
     containerd.start()
 
 
@@ -318,6 +326,17 @@ def _unpacking() -> list[str]:
     """The processes of dmthin that unpack layers."""
     done = subprocess.run(["pgrep", "-f", "dmthin.layers.worker"], capture_output=True, text=True, check=False)
     return done.stdout.split()
+
+
+def _takes_differs() -> bool:
+    """Whether the guest's containerd takes proxy plugins of the type diff."""
+    return _release() >= FIRST_WITH_DIFF
+
+
+@cache
+def _release() -> tuple[int, ...]:
+    """The release of the guest's containerd."""
+    return tuple(map(int, version_of("containerd", "--version").split(".")))
 
 
 def version_of(*line: str) -> str:
