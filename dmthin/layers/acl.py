@@ -7,23 +7,16 @@ form, with an optional fourth field that has the numeric id: `user:lisa:rw-:1000
 import grp
 import pwd
 import re
-import struct
 from contextlib import suppress
 
 from dmthin.layers.header import Malformed
+from dmthin.layers.xattrs import ACL_ACCESS, ACL_DEFAULT, ACL_ENTRY, ACL_GROUP, ACL_USER, ACL_VERSION
 
-ACL_RECORDS = {
-    b"SCHILY.acl.access": "system.posix_acl_access",
-    b"SCHILY.acl.default": "system.posix_acl_default",
-}
+ACL_RECORDS = {b"SCHILY.acl.access": ACL_ACCESS, b"SCHILY.acl.default": ACL_DEFAULT}
 """The extended attribute for each PAX record."""
 
-_VERSION = struct.pack("<I", 2)
-_ENTRY = struct.Struct("<HHI")
-"""Tag, permissions, id: struct posix_acl_xattr_entry of linux/posix_acl_xattr.h."""
-
 _NO_ID = 0xFFFFFFFF
-_TAGS = {b"user": (0x01, 0x02), b"group": (0x04, 0x08), b"mask": (0x10, 0), b"other": (0x20, 0)}
+_TAGS = {b"user": (0x01, ACL_USER), b"group": (0x04, ACL_GROUP), b"mask": (0x10, 0), b"other": (0x20, 0)}
 """For each word the tag of the entry without a name, and of the one with a name."""
 
 _SHORT = {b"u": b"user", b"g": b"group", b"m": b"mask", b"o": b"other"}
@@ -52,7 +45,8 @@ def parse_acl(text: bytes) -> bytes:
             tag, number = tags[1], _number(words)
         entries.append((tag, _rights(words[2], line), number))
     # The kernel wants them by tag, then by id (posix_acl_valid).
-    return _VERSION + b"".join(_ENTRY.pack(*entry) for entry in sorted(entries, key=lambda entry: (entry[0], entry[2])))
+    entries.sort(key=lambda entry: (entry[0], entry[2]))
+    return ACL_VERSION + b"".join(ACL_ENTRY.pack(*entry) for entry in entries)
 
 
 def _number(words: list[bytes]) -> int:

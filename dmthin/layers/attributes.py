@@ -8,11 +8,11 @@ from dmthin.errors import InvalidValue, Unavailable
 from dmthin.kernel.openat import chmod_node
 from dmthin.layers.entry import Entry, EntryType, shown
 from dmthin.layers.nodes import proc_path
+from dmthin.layers.xattrs import ACLS
 
 logger = logging.getLogger(__name__)
 
 _WARNINGS = 100
-_ACLS = ("system.posix_acl_access", "system.posix_acl_default")
 
 
 class AttributeSetter:
@@ -56,13 +56,13 @@ class AttributeSetter:
 
     def set_on_link(self, entry: Entry, parent_fd: int, name: bytes, *, is_symlink: bool) -> None:
         """Set the attributes in a hard link's header on its inode, as Docker does; of a symlink, no mode or times."""
+        if not is_symlink:
+            self.set_on_name(entry, parent_fd, name)
+            return
         if self._keep_owners:
             os.chown(name, entry.uid, entry.gid, dir_fd=parent_fd, follow_symlinks=False)
         if entry.xattrs:
             self._xattrs(entry, proc_path(parent_fd, name))
-        if not is_symlink:
-            chmod_node(parent_fd, name, entry.mode)
-            os.utime(name, ns=(entry.mtime_ns, entry.mtime_ns), dir_fd=parent_fd, follow_symlinks=False)
 
     def _xattrs(self, entry: Entry, target: int | bytes) -> None:
         """Set the extended attributes of an entry. Raise InvalidValue, Unavailable, OSError."""
@@ -75,7 +75,7 @@ class AttributeSetter:
                 else:
                     os.setxattr(target, raw, value, follow_symlinks=False)
             except OSError as error:
-                if error.errno in (errno.ENOTSUP, errno.EPERM) or (error.errno == errno.EINVAL and name in _ACLS):
+                if error.errno in (errno.ENOTSUP, errno.EPERM) or (error.errno == errno.EINVAL and name in ACLS):
                     # Skipped, as in Docker; and lists that are not complete, as in GNU tar.
                     if name not in self._warned and len(self._warned) < _WARNINGS:
                         self._warned.add(name)
@@ -97,7 +97,7 @@ class AttributeSetter:
 
 def _remove_inherited_acls(entry: Entry, target: int | bytes) -> None:
     """Remove the access control lists inherited from the parent directory, unless the entry has its own."""
-    for name in _ACLS:
+    for name in ACLS:
         if name not in entry.xattrs:
             try:
                 if isinstance(target, int):

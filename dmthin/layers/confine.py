@@ -10,6 +10,7 @@ import stat
 
 from dmthin.kernel.openat import DIRECTORY, open_below, open_entry
 from dmthin.layers.tree_removal import KeepPredicate, remove_tree, scan
+from dmthin.layers.xattrs import ACL_DEFAULT
 
 _CACHED = 64
 """Directories kept open, each with its descriptor."""
@@ -62,7 +63,7 @@ class OpenDirectory:
         """Whether new inodes in it inherit access control lists from it (acl(5))."""
         if self._has_default_acl is None:
             try:
-                self._has_default_acl = bool(os.getxattr(self.fd, "system.posix_acl_default"))
+                self._has_default_acl = bool(os.getxattr(self.fd, ACL_DEFAULT))
             except OSError:
                 self._has_default_acl = False
         return self._has_default_acl

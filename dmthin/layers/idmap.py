@@ -1,16 +1,10 @@
 """Mapping of owners between a user namespace and the host, as in dockerd's userns-remap."""
 
-import struct
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from dmthin.layers.entry import Entry, shown
-
-_ACLS = ("system.posix_acl_access", "system.posix_acl_default")
-_ACL_VERSION = struct.pack("<I", 2)
-_ACL_USER, _ACL_GROUP = 0x02, 0x08
-_ACL_ENTRY = struct.Struct("<HHI")
-"""Tag, permissions, id: struct posix_acl_xattr_entry of linux/posix_acl_xattr.h."""
+from dmthin.layers.xattrs import ACL_ENTRY, ACL_GROUP, ACL_USER, ACL_VERSION, ACLS
 
 IdRanges = tuple[tuple[int, int, int], ...]
 """(first id in the container, first id on the host, number of ids) of each range; empty for the identity."""
@@ -83,20 +77,20 @@ class Owners:
             return found
 
         def acl(value: bytes) -> bytes:
-            if value[:4] != _ACL_VERSION or len(value) % _ACL_ENTRY.size != 4:
+            if value[:4] != ACL_VERSION or len(value) % ACL_ENTRY.size != 4:
                 return value  # not valid, the kernel rejects it
-            out = _ACL_VERSION
-            for tag, rights, number in _ACL_ENTRY.iter_unpack(value[4:]):
-                if tag == _ACL_USER:
+            out = ACL_VERSION
+            for tag, rights, number in ACL_ENTRY.iter_unpack(value[4:]):
+                if tag == ACL_USER:
                     number = mapped("user", number, user)
-                elif tag == _ACL_GROUP:
+                elif tag == ACL_GROUP:
                     number = mapped("group", number, group)
-                out += _ACL_ENTRY.pack(tag, rights, number)
+                out += ACL_ENTRY.pack(tag, rights, number)
             return out
 
         xattrs = entry.xattrs
-        if any(name in xattrs for name in _ACLS):
-            xattrs = {name: acl(value) if name in _ACLS else value for name, value in xattrs.items()}
+        if any(name in xattrs for name in ACLS):
+            xattrs = {name: acl(value) if name in ACLS else value for name, value in xattrs.items()}
         return replace(
             entry,
             uid=mapped("user", entry.uid, user),

@@ -28,6 +28,8 @@ from dmthin.layers.sparse import read_gnu_map, read_map, validated
 from dmthin.layers.stream import ByteStream
 from dmthin.units import MIB
 
+logger = logging.getLogger(__name__)
+
 _MAX_TRAILER = 64 * MIB
 """Bytes skipped after the end of an archive. Padding to a tape record has at most a few MiB."""
 
@@ -41,7 +43,6 @@ _ID_MASK, _MAJOR_MASK, _MINOR_MASK = (1 << 32) - 1, (1 << 12) - 1, (1 << 20) - 1
 """The bits of an id and of a device number that the kernel takes of a larger number (uid_t, and mknod(2)'s dev_t)."""
 
 _MAX_TIME = (1 << 62) * NANOSECONDS
-logger = logging.getLogger(__name__)
 _LABEL, _INCREMENTAL, _MULTI_VOLUME = b"V", b"D", b"M"
 """Types of GNU tar: the name of a volume, a directory with the list of its names, the rest of a split file."""
 

@@ -6,7 +6,6 @@ JSON: `type` 1 is the content of a file of `size` bytes with a `name`, or `name_
 """
 
 import base64
-import binascii
 import hashlib
 import json
 import os
@@ -44,13 +43,9 @@ class Findings:
     missing: list[str] = field(default_factory=list)
     stale: list[str] = field(default_factory=list)
 
-    def as_json(self) -> dict[str, object]:
-        """Return the findings as `parse_findings` reads them."""
-        return {"digest": self.digest, "missing": self.missing, "stale": self.stale}
-
 
 def parse_findings(text: bytes) -> Findings:
-    """Return the findings in a worker's output. Raise InvalidValue for anything else."""
+    """Return the findings in a worker's output, their fields as JSON. Raise InvalidValue for anything else."""
     try:
         found = json.loads(text)
         return Findings(str(found["digest"]), [*map(str, found["missing"])], [*map(str, found["stale"])])
@@ -149,25 +144,26 @@ class LayerVerifier:
             name = base[len(PREFIX) :]
             os.lstat(name, dir_fd=directory.fd)
             if not self._created.contains(directory.identity[1], name):
-                _add(self._findings.stale, parent + b"/" + name if parent else name)
+                _add(self._findings.stale, _joined(parent, name))
             return
         for folder, inner, others, fd in os.fwalk(b".", dir_fd=directory.fd):
             number = os.fstat(fd).st_ino
-            place = os.path.normpath(parent + b"/" + folder).strip(b"/") if parent else os.path.normpath(folder)
             for name in [*inner, *others]:
                 if not self._created.contains(number, name):
-                    _add(self._findings.stale, os.path.normpath(place + b"/" + name))
+                    _add(self._findings.stale, _joined(parent, folder, name))
             inner[:] = [name for name in inner if self._created.contains(number, name)]
+
+
+def _joined(*parts: bytes) -> bytes:
+    """Return a path below the root; parts may be empty or `.`."""
+    return os.path.normpath(b"/".join((b".", *parts)))
 
 
 def _decoded(text: object) -> bytes:
     """Return the bytes of a base64 text. Raise ValueError."""
     if not isinstance(text, str):
         raise ValueError("no text where base64 is due")
-    try:
-        return base64.b64decode(text, validate=True)
-    except binascii.Error as error:
-        raise ValueError(str(error)) from None
+    return base64.b64decode(text, validate=True)
 
 
 def _add(names: list[str], path: bytes) -> None:

@@ -9,7 +9,7 @@ import logging
 import os
 import sys
 import time
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 from dmthin import steps
 from dmthin.errors import DmthinError, InvalidValue, Status
@@ -198,7 +198,7 @@ def _verify(job: Job, record: ByteStream) -> int:
     except OSError as error:
         raise explain(error.errno or 0, f"{job.name}: cannot read its tree", TREE_READ) from error
     output = FdWriter(1)
-    output.write(json.dumps(findings.as_json()).encode())
+    output.write(json.dumps(asdict(findings)).encode())
     output.flush()
     return len(findings.missing) + len(findings.stale)
 

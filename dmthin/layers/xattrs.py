@@ -7,9 +7,22 @@ from collections.abc import Mapping
 
 from dmthin.layers.entry import NO_XATTRS
 
+ACL_ACCESS, ACL_DEFAULT = "system.posix_acl_access", "system.posix_acl_default"
+ACLS = (ACL_ACCESS, ACL_DEFAULT)
+"""The attributes that are access control lists, acl(5)."""
+
+ACL_VERSION = struct.pack("<I", 2)
+"""What the value of each begins with: struct posix_acl_xattr_header of linux/posix_acl_xattr.h."""
+
+ACL_ENTRY = struct.Struct("<HHI")
+"""Tag, permissions, id: struct posix_acl_xattr_entry, of which the rest of the value consists."""
+
+ACL_USER, ACL_GROUP = 0x02, 0x08
+"""The tags of entries whose id is a user's or a group's."""
+
 _CAPABILITY = b"security.capability"
 _CARRIED = (b"user.", b"trusted.")
-_CARRIED_EXACTLY = frozenset((_CAPABILITY, b"system.posix_acl_access", b"system.posix_acl_default"))
+_CARRIED_EXACTLY = frozenset((_CAPABILITY, *(name.encode() for name in ACLS)))
 _OVERLAY = b"trusted.overlay."
 _LISTED_TWICE = (b"trusted.SGI_ACL_FILE", b"trusted.SGI_ACL_DEFAULT")
 """xfs lists access control lists under these names too, beside system.posix_acl_* (xfs_xattr_put_listent)."""

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -94,7 +95,7 @@ def test_records_that_are_none(root: Path, record: bytes) -> None:
 
 def test_findings_as_a_worker_writes_them() -> None:
     found = Findings("sha256:1", ["a"], ["b"])
-    assert parse_findings(json.dumps(found.as_json()).encode()) == found
+    assert parse_findings(json.dumps(asdict(found)).encode()) == found
     for text in (b"", b"{}", b'{"digest": "", "missing": 1, "stale": []}', b"[]"):
         with pytest.raises(InvalidValue, match="invalid findings"):
             parse_findings(text)
