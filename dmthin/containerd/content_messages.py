@@ -6,7 +6,7 @@ of the leases service begin with `Lease`.
 
 from typing import Any
 
-from dmthin.containerd.descriptors import Fields, build
+from dmthin.containerd.descriptors import COMMON, Fields, build
 
 CONTENT = "containerd.services.content.v1.Content"
 LEASES = "containerd.services.leases.v1.Leases"
@@ -15,8 +15,7 @@ STAT, WRITE, COMMIT = 0, 1, 2
 """The values of WriteAction."""
 
 _MESSAGES: Fields = {
-    "Empty": (),
-    "FieldMask": ((1, "paths", "string*"),),
+    **COMMON,
     "Info": ((1, "digest", "string"), (2, "size", "int64"), (5, "labels", "map")),
     "InfoRequest": ((1, "digest", "string"),),
     "InfoResponse": ((1, "info", "Info"),),

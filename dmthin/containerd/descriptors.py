@@ -17,6 +17,14 @@ A type is a scalar type of protobuf or a message of the same table. `*` is repea
 enum is an int32 here, which has the same wire format.
 """
 
+COMMON: Fields = {
+    "Empty": (),
+    "FieldMask": ((1, "paths", "string*"),),
+    "Timestamp": ((1, "seconds", "int64"), (2, "nanos", "int32")),
+    "Mount": ((1, "type", "string"), (2, "source", "string"), (3, "target", "string"), (4, "options", "string*")),
+}
+"""The messages of google.protobuf and containerd.types that several services have."""
+
 _SCALARS = {"string": 9, "bytes": 12, "int64": 3, "int32": 5, "bool": 8}
 _MESSAGE = 11
 _OPTIONAL, _REPEATED = 1, 3

@@ -15,9 +15,9 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from dmthin.blocking import InThread, entered, finished
 from dmthin.containerd import diff_messages as messages
 from dmthin.containerd import media_types
-from dmthin.containerd.blocking import InThread, entered, finished
 from dmthin.containerd.content import LEASE_HEADER, NAMESPACE_HEADER, UNCOMPRESSED, ContentStore, connected
 from dmthin.containerd.snapshotter import Snapshotter
 from dmthin.errors import AlreadyExists, DmthinError, InUse, InvalidValue

@@ -6,13 +6,12 @@ Names and numbers are those of containerd's api/services/diff/v1/diff.proto and 
 
 from typing import Any
 
-from dmthin.containerd.descriptors import Fields, build
+from dmthin.containerd.descriptors import COMMON, Fields, build
 
 SERVICE = "containerd.services.diff.v1.Diff"
 
 _MESSAGES: Fields = {
-    "Timestamp": ((1, "seconds", "int64"), (2, "nanos", "int32")),
-    "Mount": ((1, "type", "string"), (2, "source", "string"), (3, "target", "string"), (4, "options", "string*")),
+    **COMMON,
     "Descriptor": (
         (1, "media_type", "string"),
         (2, "digest", "string"),

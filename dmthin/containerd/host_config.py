@@ -37,8 +37,8 @@ class Wanted:
     """What containerd is to have of dmthin.
 
     `version` is the file's; `cri` makes the first snapshotter that of the kubelet's images and pods; `diff` adds the
-    diff service; `transfer` names the snapshotters to the
-    transfer service of containerd 2.x, which unpacks what `ctr images pull` fetches.
+    diff service; `transfer` names the snapshotters to the transfer service of containerd 2.x, which unpacks what
+    `ctr images pull` fetches.
     """
 
     snapshotters: tuple[SnapshotterConfig, ...]

@@ -5,15 +5,12 @@ Names and numbers are those of containerd's api/services/snapshots/v1/snapshots.
 
 from typing import Any
 
-from dmthin.containerd.descriptors import Fields, build
+from dmthin.containerd.descriptors import COMMON, Fields, build
 
 SERVICE = "containerd.services.snapshots.v1.Snapshots"
 
 _MESSAGES: Fields = {
-    "Timestamp": ((1, "seconds", "int64"), (2, "nanos", "int32")),
-    "FieldMask": ((1, "paths", "string*"),),
-    "Empty": (),
-    "Mount": ((1, "type", "string"), (2, "source", "string"), (3, "target", "string"), (4, "options", "string*")),
+    **COMMON,
     "Info": (
         (1, "name", "string"),
         (2, "parent", "string"),

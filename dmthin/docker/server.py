@@ -10,11 +10,12 @@ import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, AsyncExitStack, aclosing, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from typing import Any, TypeVar
 
 from aiohttp import web
 
+from dmthin.blocking import entered
 from dmthin.docker import streams
 from dmthin.docker.driver import Driver
 from dmthin.docker.protocol import (
@@ -195,19 +196,12 @@ class DockerFrontEnd:
     async def _job(self, verb: Verb, layer: str, parent: str = "") -> AsyncIterator[Job]:
         """Yield a job whose layers stay open while the block runs. No lock is held meanwhile."""
         async with AsyncExitStack() as stack:
-            root = await stack.enter_async_context(self._entered(self._driver.opened(layer)))
-            below = await stack.enter_async_context(self._entered(self._driver.opened(parent))) if parent else None
+            root = await stack.enter_async_context(entered(self._driver.opened(layer), self._in_thread))
+            below = None
+            if parent:
+                below = await stack.enter_async_context(entered(self._driver.opened(parent), self._in_thread))
             uids, gids = self._driver.id_ranges
             yield Job(verb=verb, root=root, parent=below, name=layer, uid_map=uids, gid_map=gids)
-
-    @asynccontextmanager
-    async def _entered(self, context: AbstractContextManager[T]) -> AsyncIterator[T]:
-        """Enter and exit a blocking context manager in a thread."""
-        value = await self._in_thread(context.__enter__)
-        try:
-            yield value
-        finally:
-            await asyncio.shield(self._in_thread(context.__exit__, None, None, None))
 
 
 @web.middleware

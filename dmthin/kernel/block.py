@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from dmthin.errors import InUse, Unavailable
-from dmthin.kernel import mount, process
+from dmthin.kernel import process, sysfs
 from dmthin.kernel.ioctl import ioctl
 from dmthin.os_errors import FILES, explain, os_failure
 from dmthin.steps import step
@@ -78,7 +78,7 @@ def node_of(device: str) -> Path:
     try:
         words = Path(f"/sys/dev/block/{device}/uevent").read_text().splitlines()
     except OSError as error:
-        mount.require_sysfs()
+        sysfs.require_mounted()
         raise os_failure(error, f"find the block device {device}") from None
     return Path("/dev") / next(word.removeprefix("DEVNAME=") for word in words if word.startswith("DEVNAME="))
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Annotated, NamedTuple
 
 from dmthin.errors import NotFound, TimeLimit, Unavailable
-from dmthin.kernel import mount
+from dmthin.kernel import sysfs
 from dmthin.kernel.cstruct import U32, U64, CStruct
 from dmthin.kernel.ioctl import ioctl
 from dmthin.os_errors import LOOP, LOOP_CONTROL, LOOP_NODE, os_failure
@@ -282,19 +282,19 @@ def _open(index: int) -> Iterator[int]:
 
 
 def bound() -> list[int]:
-    """Return the numbers of all loop devices that are bound to a file, the lowest first."""
-    mount.require_sysfs()
+    """Return the numbers of loop devices that are bound to a file, the lowest first. Raise Unavailable (no /sys)."""
+    sysfs.require_mounted()
     names = (path.name.removeprefix("loop") for path in Path("/sys/block").glob("loop*"))
     indexes = sorted(int(name) for name in names if name.isdigit())
-    return [index for index in indexes if _attribute(index, "loop/backing_file") is not None]
+    return [index for index in indexes if _read(index, "loop/backing_file") is not None]
 
 
 def _attribute(index: int, name: str) -> str | None:
     """Return an attribute of a loop device, None if there is none: it is not bound. Raise Unavailable (no /sys)."""
-    try:
-        return Path(f"/sys/block/loop{index}/{name}").read_text().rstrip("\n")
-    except OSError as error:
-        if error.errno in (errno.EMFILE, errno.ENFILE):
-            raise os_failure(error, f"look at /dev/loop{index}") from None
-        mount.require_sysfs()
-        return None
+    if (found := _read(index, name)) is None:
+        sysfs.require_mounted()
+    return found
+
+
+def _read(index: int, name: str) -> str | None:
+    return sysfs.attribute(f"block/loop{index}/{name}", f"look at /dev/loop{index}")

@@ -6,7 +6,6 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from dmthin.errors import Unavailable
 from dmthin.os_errors import MOUNT, PROC, UNMOUNT, explain, os_failure
 from dmthin.steps import step
 
@@ -63,12 +62,6 @@ def under(folder: Path) -> list[Mount]:
     """Return the mounts at or below a folder in an order in which they can be unmounted: innermost and newest first."""
     inside = f"{folder}/"
     return [mount for mount in reversed(table()) if mount.target == str(folder) or mount.target.startswith(inside)]
-
-
-def require_sysfs() -> None:
-    """Raise Unavailable unless /sys is mounted: without it no loop device looks bound, and no device looks used."""
-    if not (mounts := at(Path("/sys"))) or mounts[-1].fs_type != "sysfs":
-        raise Unavailable("/sys is not mounted", hint="run: mount -t sysfs sysfs /sys")
 
 
 def mount(source: str, target: Path, fs_type: str, options: str = "") -> None:

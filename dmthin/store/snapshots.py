@@ -109,7 +109,7 @@ class Snapshots:
 
     @contextmanager
     def frozen(self, snapshot: Snapshot) -> Iterator[int]:
-        """Mount what a snapshot contains now, read-only and outside of every namespace, whoever writes to it.
+        """Mount what a snapshot contains now, read-only and outside of every namespace, also while it is written to.
 
         The value is a descriptor of the root. An active snapshot gets a thin snapshot of its own for that, which is in
         state MAKING until it is removed at the end: if this process dies, recovery removes it. Raises NotFound

@@ -58,20 +58,8 @@ class Differ:
         ref: str = "",
         labels: Mapping[str, str] | None = None,
         epoch: int | None = None,
-    ) -> Descriptor:
-        """The layer from one list of mounts to another, in containerd's content store. `epoch` in seconds."""
-        return self.begin_diff(left, right, media_type, ref, labels, epoch)()
-
-    def begin_diff(
-        self,
-        left: Sequence[Mount],
-        right: Sequence[Mount],
-        media_type: str = "",
-        ref: str = "",
-        labels: Mapping[str, str] | None = None,
-        epoch: int | None = None,
     ) -> "DiffCall":
-        """The same, under way: it can be waited for by calling the result, or cancelled."""
+        """Begin the layer from one list of mounts to another, in containerd's content store. `epoch` in seconds."""
         request = _CLASSES["DiffRequest"](
             left=map(_mount, left), right=map(_mount, right), media_type=media_type, ref=ref, labels=dict(labels or {})
         )
@@ -99,8 +87,8 @@ class DiffCall:
     def __init__(self, future: Any) -> None:
         self._future = future
 
-    def __call__(self) -> Descriptor:
-        """Wait for its answer."""
+    def result(self) -> Descriptor:
+        """Wait for the layer."""
         return _descriptor(self._future.result().diff)
 
     def cancel(self) -> None:

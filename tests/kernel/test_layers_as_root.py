@@ -28,7 +28,7 @@ from tests.support.trees import CAPABILITY
 
 HARDLINK = EntryType.HARDLINK
 NO_ID = 0xFFFFFFFF
-"""The id of an entry of an access control list that names nobody."""
+"""The id in an entry of an access control list without a name."""
 
 
 Listing = dict[bytes, tuple[Entry, bytes, tuple[int, int]]]

@@ -16,9 +16,14 @@ def digest(data: bytes) -> str:
 
 def chain_ids(layers: Sequence[bytes]) -> list[str]:
     """The names by which containerd knows layers (tars, not compressed), each with all that is below it."""
-    chain = [digest(layers[0])]
-    for layer in layers[1:]:
-        chain.append(digest(f"{chain[-1]} {digest(layer)}".encode()))
+    return chain_of([digest(layer) for layer in layers])
+
+
+def chain_of(diff_ids: Sequence[str]) -> list[str]:
+    """The chain ids of layers whose tars have these digests, the lowest first."""
+    chain = [diff_ids[0]]
+    for diff_id in diff_ids[1:]:
+        chain.append(digest(f"{chain[-1]} {diff_id}".encode()))
     return chain
 
 

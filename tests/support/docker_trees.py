@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from enginelib.docker import Docker, Plugin
+from tests.support.archives import chain_of
 
 CAPABILITY = "security.capability"
 NET_RAW = bytes.fromhex("0100000200200000000000000000000000000000")
@@ -70,13 +71,9 @@ def _content(path: Path, status: os.stat_result) -> str:
 
 def layers_of(docker: Docker, image: str) -> list[str]:
     """The graphdriver's ids of an image's layers, the lowest first."""
-    chain = ""
-    found = []
-    for layer in json.loads(docker("image", "inspect", "-f", "{{json .RootFS.Layers}}", image)):
-        chain = f"sha256:{hashlib.sha256(f'{chain} {layer}'.encode()).hexdigest()}" if chain else layer
-        record = docker.data_root / "image" / docker.driver / "layerdb" / chain.replace(":", "/") / "cache-id"
-        found.append(record.read_text().strip())
-    return found
+    records = docker.data_root / "image" / docker.driver / "layerdb"
+    chain = chain_of(json.loads(docker("image", "inspect", "-f", "{{json .RootFS.Layers}}", image)))
+    return [(records / identity.replace(":", "/") / "cache-id").read_text().strip() for identity in chain]
 
 
 def top_layer(docker: Docker, image: str) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from dmthin.containerd.blocking import entered, finished
+from dmthin.blocking import entered, finished
 from dmthin.containerd.content import connected
 from dmthin.containerd.diff import _namespace
 from dmthin.containerd.media_types import DEFAULT, DOCKER, OCI, compression_of, is_layer

@@ -113,7 +113,7 @@ class WorkMounts:
     def _settle(self, volume: Volume, before: Volume | None) -> Volume:
         """End a growth that has failed: the volume gets the size that its file system has reached; return it so.
 
-        Nothing grows the file system any more. If its size cannot be told, the volume stays as large as it is.
+        The program that grows the file system has ended. If its size cannot be read, the volume stays as it is.
         """
         if before is None:
             return self._save_grown(volume)

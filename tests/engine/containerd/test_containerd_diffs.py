@@ -119,7 +119,7 @@ def test_a_running_container_becomes_a_layer(
     containerd: Containerd, web: str, chain: list[str], media_type: str, magic: bytes
 ) -> None:
     with sides(containerd, web, chain[-1]) as (left, right), containerd.differ() as differ:
-        made = differ.diff(left, right, media_type, labels={"note": "mine"})
+        made = differ.diff(left, right, media_type, labels={"note": "mine"}).result()
     assert made.media_type == (media_type or f"{LAYER}+gzip")
     layer = blob(containerd, made)
     assert layer.startswith(magic)
@@ -129,14 +129,14 @@ def test_a_running_container_becomes_a_layer(
     assert "note=mine" in said
     assert changed(layer) == ["bin", "srv", "srv/.wh.old", "srv/four", "srv/new", "srv/too"]
     containerd.collect_garbage()
-    assert blob(containerd, made) == layer  # nobody refers to it yet, but for the lease
+    assert blob(containerd, made) == layer  # only the lease refers to it yet
 
 
 def test_the_layer_of_a_running_container_in_an_image(
     containerd: Containerd, web: str, chain: list[str], layers: list[bytes]
 ) -> None:
     with sides(containerd, web, chain[-1]) as (left, right), containerd.differ() as differ:
-        layer = blob(containerd, differ.diff(left, right))
+        layer = blob(containerd, differ.diff(left, right).result())
     containerd.execute(web, "echo later > /srv/later")
     containerd.load(oci_archive(OTHER, [*layers, unpacked(layer)]))
     said = containerd.container(OTHER, "sh", "-c", "ls /srv; stat -c %h,%a /srv/too /bin; cat /srv/too")
@@ -150,9 +150,9 @@ def test_a_container_on_xfs(containerd: Containerd, web: str, layers: list[bytes
     containerd.execute("small", CHANGES)
     with containerd.differ() as differ:
         with sides(containerd, web, chain[-1]) as (left, right):
-            ours = differ.diff(left, right, LAYER)
+            ours = differ.diff(left, right, LAYER).result()
         with sides(containerd, "small", chain[-1], SMALL) as (left, right):
-            other = differ.diff(left, right, LAYER)
+            other = differ.diff(left, right, LAYER).result()
     assert changed(blob(containerd, ours)) == changed(blob(containerd, other))
     containerd.discard("small")
     containerd("images", "rm", "--sync", OTHER)
@@ -161,9 +161,9 @@ def test_a_container_on_xfs(containerd: Containerd, web: str, layers: list[bytes
 def test_the_same_layer_again(containerd: Containerd, web: str, chain: list[str]) -> None:
     """The blob exists then: it belongs to the new lease too, and gets the labels that it lacks."""
     with sides(containerd, web, chain[-1]) as (left, right), containerd.differ() as differ:
-        first = differ.diff(left, right, epoch=1_700_000_000)
-        assert differ.diff(left, right, ref="mine", labels={"note": "mine"}, epoch=1_700_000_000) == first
-        assert differ.diff(left, right) != first
+        first = differ.diff(left, right, epoch=1_700_000_000).result()
+        assert differ.diff(left, right, ref="mine", labels={"note": "mine"}, epoch=1_700_000_000).result() == first
+        assert differ.diff(left, right).result() != first
     assert "note=mine" in labels(containerd, first.digest)
     one, *_ = containerd("leases", "ls", "-q").split()
     containerd("leases", "rm", "--sync", one)
@@ -178,7 +178,7 @@ def test_a_lease_of_the_clients_own(containerd: Containerd, web: str, chain: lis
     lease = containerd("leases", "create").strip()
     headers = [("containerd-namespace", "default"), ("containerd-lease", lease)]
     with sides(containerd, web, chain[-1]) as (left, right), containerd.differ(headers) as differ:
-        made = differ.diff(left, right)
+        made = differ.diff(left, right).result()
     assert containerd("leases", "ls", "-q").split() == [lease]
     assert blob(containerd, made)
     containerd("leases", "rm", "--sync", lease)
@@ -187,7 +187,7 @@ def test_a_lease_of_the_clients_own(containerd: Containerd, web: str, chain: lis
 
 def test_a_whole_tree_without_a_parent(containerd: Containerd, web: str) -> None:
     with containerd.snapshots() as client, containerd.differ() as differ:
-        found = names(blob(containerd, differ.diff((), client.mounts(web))))
+        found = names(blob(containerd, differ.diff((), client.mounts(web)).result()))
     assert {"bin/busybox", "srv/four", "etc/motd"} <= set(found)
     assert not [name for name in found if "lost+found" in name or ".wh." in name]
 
@@ -198,7 +198,7 @@ def test_a_layer_is_unpacked(
 ) -> None:
     with containerd.snapshots() as client, containerd.differ() as differ:
         with sides(containerd, web, chain[-1]) as (left, right):
-            made = differ.diff(left, right, media_type)
+            made = differ.diff(left, right, media_type).result()
         target = client.prepare("target", chain[-1], ROOTED)
         tar = unpacked(blob(containerd, made))
         expected = Descriptor(LAYER, f"sha256:{hashlib.sha256(tar).hexdigest()}", len(tar))
@@ -213,7 +213,7 @@ def test_a_layer_is_unpacked(
 def test_what_cannot_be_unpacked(containerd: Containerd, web: str, chain: list[str]) -> None:
     with containerd.snapshots() as client, containerd.differ() as differ:
         with sides(containerd, web, chain[-1]) as (left, right):
-            made = differ.diff(left, right)
+            made = differ.diff(left, right).result()
             with refused(StatusCode.FAILED_PRECONDITION, "cannot be written"):
                 differ.apply(made, left)
         target = client.prepare("target", chain[-1], ROOTED)
@@ -235,7 +235,7 @@ def test_what_is_left_to_the_next_differ(containerd: Containerd, web: str, chain
         bind = (Mount("bind", "/srv", ("rbind", "ro")),)
         for one, two in ((overlay, overlay), (left, bind), (bind, right), (left, (*right, *right)), (left, ())):
             with refused(StatusCode.UNIMPLEMENTED, "not dmthin's"):
-                differ.diff(one, two)
+                differ.diff(one, two).result()
         other = (Mount("xfs", right[0].source),)
         null = (Mount("ext4", "/dev/null"),)
         for mounts in (overlay, bind, other, null):
@@ -243,7 +243,7 @@ def test_what_is_left_to_the_next_differ(containerd: Containerd, web: str, chain
                 differ.apply(Descriptor(LAYER, f"sha256:{'0' * 64}", 0), mounts)
         for media_type in (f"{LAYER}+gzip+encrypted", "application/x-tar"):
             with refused(StatusCode.UNIMPLEMENTED, "media type"):
-                differ.diff(left, right, media_type)
+                differ.diff(left, right, media_type).result()
             with refused(StatusCode.UNIMPLEMENTED, "media type"):
                 differ.apply(Descriptor(media_type, f"sha256:{'0' * 64}", 0), right)
 
@@ -255,7 +255,7 @@ def cancel(_: Containerd, call: DiffCall) -> None:
 def kill(containerd: Containerd, call: DiffCall) -> None:
     containerd.dmthin.end(signal.SIGKILL)
     with pytest.raises(grpc.RpcError):
-        call()
+        call.result()
     containerd.dmthin.start()
 
 
@@ -263,7 +263,7 @@ def stop(containerd: Containerd, call: DiffCall) -> None:
     """It waits for a while for calls under way, and cancels what does not end."""
     assert containerd.dmthin.end() == 0
     with pytest.raises(grpc.RpcError):
-        call()
+        call.result()
     assert not frozen(containerd)
     containerd.dmthin.start()
 
@@ -275,7 +275,7 @@ def test_a_diff_that_ends_in_the_middle(
     """The fixture `web` sees that nothing of it stays."""
     containerd.execute(web, f"dd if=/dev/urandom of=/srv/large bs=1M count={MEBIBYTES}")
     with containerd.differ() as differ, sides(containerd, web, chain[-1]) as (left, right):
-        call = differ.begin_diff(left, right)
+        call = differ.diff(left, right)
         until(lambda: "dmthin-diff-" in containerd("content", "active"))
         with stopped(containerd):
             assert frozen(containerd)
@@ -283,16 +283,16 @@ def test_a_diff_that_ends_in_the_middle(
         containerd.await_answers()
     until(lambda: not frozen(containerd), again=containerd.collect_garbage)
     with sides(containerd, web, chain[-1]) as (left, right), containerd.differ() as differ:
-        assert "srv/large" in names(blob(containerd, differ.diff(left, right)))
+        assert "srv/large" in names(blob(containerd, differ.diff(left, right).result()))
 
 
 def test_a_containerd_that_dies(containerd: Containerd, web: str, chain: list[str]) -> None:
     containerd.execute(web, f"dd if=/dev/urandom of=/srv/large bs=1M count={MEBIBYTES}")
     with sides(containerd, web, chain[-1]) as (left, right), containerd.differ() as differ:
-        call = differ.begin_diff(left, right)
+        call = differ.diff(left, right)
         until(lambda: "dmthin-diff-" in containerd("content", "active"))
         containerd.containerd.end(signal.SIGKILL)
         with refused(StatusCode.UNAVAILABLE, "containerd at"):
-            call()
+            call.result()
         until(lambda: not frozen(containerd))
         containerd.start()

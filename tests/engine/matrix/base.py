@@ -26,6 +26,10 @@ class Engine(ABC):
     _before: dict[str, list[str]]
 
     @abstractmethod
+    def __init__(self, name: str) -> None:
+        """Have one whose folder below the scratch folder has that name; nothing is started."""
+
+    @abstractmethod
     def start(self) -> None:
         """Start what does not run, and wait until it answers."""
 
@@ -99,7 +103,7 @@ class Engine(ABC):
 
     @abstractmethod
     def volumes(self) -> list[str]:
-        """The names of what dmthin holds for images and containers; a base is nobody's."""
+        """The names of what dmthin holds for images and containers; bases are left out."""
 
     @abstractmethod
     def elsewhere(self) -> Self:

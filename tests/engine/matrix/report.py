@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from enginelib.daemons import SYSTEM
-from tests.engine.matrix.engines import version_of
+from tests.engine.matrix.containerds import version_of
 
 FILE = "matrix.json"
 _PROGRAMS = {
