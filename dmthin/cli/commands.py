@@ -141,11 +141,15 @@ def _add_image(nouns: Any) -> None:
         noun,
         "verify",
         "image:verify",
-        "compare the layers of dockerd's images with the tars that they were made from",
+        "compare the layers of an engine's images with the tars that they were made from",
         "dmthin --root /var/lib/docker/dmthin image verify",
         "dmthin --root /var/lib/docker/dmthin image verify web:1",
+        "dmthin image verify sha256:4b02",
     )
-    verb.add_argument("names", metavar="IMAGE", nargs="*", help="name of an image, as docker shows it; default: all")
+    text = "name of an image, as docker shows it; under containerd its digest; default: all"
+    verb.add_argument("names", metavar="IMAGE", nargs="*", help=text)
+    text = "containerd's root, with its blobs (default: /var/lib/containerd)"
+    verb.add_argument("--containerd-root", metavar="DIR", help=text)
 
 
 def _add_container(nouns: Any) -> None:

@@ -1,5 +1,6 @@
 """The verbs of images: import, remove, verify."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dmthin.cli.call import Call
@@ -9,7 +10,11 @@ from dmthin.cli.table import aligned
 from dmthin.errors import NeedsRepair
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from dmthin.layers.unpack import Progress
+    from dmthin.layers.verifying import VerifiedLayer
+    from dmthin.store.store import Store
 
 
 def import_(call: Call) -> None:
@@ -55,32 +60,52 @@ def remove(call: Call) -> None:
 
 
 def verify(call: Call) -> None:
-    """Compare layers of dockerd's images with their tars. Raise NeedsRepair if one differs."""
-    from dmthin.docker.verify import verify_layers
-
+    """Compare the layers of an engine's images with their tars. Raise NeedsRepair if one differs, NotFound."""
     with call.store() as store:
-        found = list(verify_layers(store, frozenset(call.arguments.names)))
+        containerd = bool(store.snapshots.committed())
+        found = list(_verified(store, call, containerd))
     if call.output.as_json:
         layers = [
             {
-                "chain_id": one.layer.chain,
-                "volume": one.layer.volume,
-                "images": list(one.images),
-                "problems": list(one.problems),
+                "chain_id": layer.chain,
+                "volume": layer.volume,
+                "images": list(layer.images),
+                "problems": list(layer.problems),
+                "unchecked": layer.unchecked,
             }
-            for one in found
+            for layer in found
         ]
         call.output.document({"layers": layers})
     elif found:
         lines = [["LAYER", "IMAGES", "PROBLEM"]]
-        for one in found:
-            first = [one.layer.chain.partition(":")[2][:12], ",".join(one.images) or "-"]
-            lines += [[*first, problem] for problem in one.problems or ("-",)]
+        for layer in found:
+            first = [short_digest(layer.chain), ",".join(map(short_digest, layer.images)) or "-"]
+            unchecked = f"not checked: {layer.unchecked}" if layer.unchecked else "-"
+            lines += [[*first, problem] for problem in layer.problems or (unchecked,)]
         call.output.data(aligned(lines, (False, False, False)))
-    damaged = [one for one in found if one.problems]
+    damaged = [layer for layer in found if layer.problems]
     if damaged:
-        images = sorted({name for one in damaged for name in one.images})
+        images = " ".join(sorted({name for layer in damaged for name in layer.images}))
+        way = f"ctr images rm --sync; their digests: {images}" if containerd else f"docker rmi {images}"
         raise NeedsRepair(
             f"{len(damaged)} of {len(found)} layers differ from their tars",
-            hint=f"remove the images, and load or pull them again: docker rmi {' '.join(images)}",
+            hint=f"remove the images, and load or pull them again: {way}",
         )
+
+
+def _verified(store: "Store", call: Call, containerd: bool) -> "Iterator[VerifiedLayer]":
+    """Verify with the records of the engine whose store it is."""
+    names = frozenset(call.arguments.names)
+    if containerd:
+        from dmthin.containerd.blobs import DEFAULT_ROOT
+        from dmthin.containerd.verify import verify_snapshots
+
+        return verify_snapshots(store, Path(call.arguments.containerd_root or DEFAULT_ROOT), names)
+    from dmthin.docker.verify import verify_layers
+
+    return verify_layers(store, names)
+
+
+def short_digest(name: str) -> str:
+    """Return the first 12 digits of a digest, any other name as it is."""
+    return name[7:19] if name.startswith("sha256:") else name

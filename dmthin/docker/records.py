@@ -5,7 +5,6 @@ layer), `diff` (the digest of its tar), `parent` and `tar-split.json.gz`. Of its
 `imagedb/content/sha256/ID` with the configuration of each image.
 """
 
-import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import suppress
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dmthin.errors import NotFound
+from dmthin.oci import chain_ids
 from dmthin.units import MIB
 
 _LARGEST = 16 * MIB
@@ -61,22 +61,18 @@ class DockerRecords:
                         names.setdefault(identity, []).append(name)
         found: dict[str, list[str]] = {}
         for path in sorted((self._root / "imagedb/content/sha256").glob("*")):
-            for chain in _chain(path):
+            for chain in chain_ids(_diff_ids(path)):
                 found.setdefault(chain, []).extend(names.get(f"sha256:{path.name}", [path.name[:12]]))
         return found
 
 
-def _chain(config: Path) -> Iterator[str]:
-    """Yield the chain ids of an image's layers, the lowest first (OCI image specification, config.md, "ChainID")."""
+def _diff_ids(config: Path) -> list[str]:
+    """Return the digests of the tars of an image's layers, the lowest first; none for an invalid configuration."""
     try:
         content: Any = json.loads(_text(config))
-        diffs = [str(diff) for diff in content["rootfs"]["diff_ids"]]
+        return [str(diff) for diff in content["rootfs"]["diff_ids"]]
     except (ValueError, TypeError, KeyError):
-        return
-    chain = ""
-    for diff in diffs:
-        chain = f"sha256:{hashlib.sha256(f'{chain} {diff}'.encode()).hexdigest()}" if chain else diff
-        yield chain
+        return []
 
 
 def _text(path: Path) -> str:

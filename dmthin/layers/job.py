@@ -61,7 +61,10 @@ class Verb(StrEnum):
     """Compute the size of the changes in bytes, as dockerd's DiffSize counts it."""
 
     VERIFY = "verify"
-    """Compare the tree with dockerd's record of the layer's tar on standard input; write the findings as JSON."""
+    """Compare the tree with the layer's tar on standard input; write the findings as JSON. The size is their number."""
+
+    VERIFY_RECORD = "verify-record"
+    """Do the same with dockerd's record of the layer's tar, tar-split, on standard input."""
 
 
 @dataclass(frozen=True, slots=True)

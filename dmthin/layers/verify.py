@@ -1,46 +1,45 @@
-"""Comparison of an applied layer with the tar that it was made from, by the record that dockerd keeps: tar-split.
+"""Comparison of a layer's tree with the tar that it was made from: what is missing, changed, or should be gone."""
 
-The record (github.com/vbatts/tar-split, package storage) has the tar without the contents of its files, as lines of
-JSON: `type` 1 is the content of a file of `size` bytes with a `name`, or `name_raw` in base64 if that is not UTF-8;
-`type` 2 has other bytes of the tar as `payload`, in base64.
-"""
-
-import base64
-import hashlib
 import json
 import os
-from collections.abc import Iterator
+import stat
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 
 from dmthin.errors import InvalidValue
-from dmthin.layers.confine import ConfinedTree, split
-from dmthin.layers.entry import shown
+from dmthin.layers.confine import ConfinedTree, OpenDirectory, split
+from dmthin.layers.entry import Entry, EntryType, Reader, shown
 from dmthin.layers.nodes import open_file
-from dmthin.layers.stream import CHUNK, ByteStream
+from dmthin.layers.stream import CHUNK
 from dmthin.layers.whiteout import PREFIX, CreatedNames, WhiteoutKind, whiteout_kind
-from dmthin.units import MIB
-
-_LONGEST_LINE = 4 * MIB
-"""Bytes of a line: the headers before one file, of which an extended one has at most 1 MiB."""
 
 _NAMES = 100
 """Names of each kind in a report."""
 
-_FILE, _SEGMENT = 1, 2
 _GONE = (FileNotFoundError, NotADirectoryError)
+_FORMATS = {
+    EntryType.FILE: stat.S_IFREG,
+    EntryType.DIRECTORY: stat.S_IFDIR,
+    EntryType.SYMLINK: stat.S_IFLNK,
+    EntryType.CHAR_DEVICE: stat.S_IFCHR,
+    EntryType.BLOCK_DEVICE: stat.S_IFBLK,
+    EntryType.FIFO: stat.S_IFIFO,
+}
 
 
 @dataclass(slots=True)
 class Findings:
     """What differs between a layer and its tar. Paths are relative to the root, of each kind at most 100.
 
-    `digest` is that of the tar which the layer's files make (`sha256:...`), empty if some are missing. `missing` are
-    files that are gone or have another size, `stale` names of lower layers that the tar deletes.
+    `missing` are files that are gone or have another size, `changed` those with another content or type, `stale` names
+    of lower layers that the tar deletes. `digest` is that of the tar which the layer's files make (`sha256:...`), empty
+    if some are missing, or if it was not computed.
     """
 
     digest: str = ""
     missing: list[str] = field(default_factory=list)
+    changed: list[str] = field(default_factory=list)
     stale: list[str] = field(default_factory=list)
 
 
@@ -48,73 +47,68 @@ def parse_findings(text: bytes) -> Findings:
     """Return the findings in a worker's output, their fields as JSON. Raise InvalidValue for anything else."""
     try:
         found = json.loads(text)
-        return Findings(str(found["digest"]), [*map(str, found["missing"])], [*map(str, found["stale"])])
+        names = ([*map(str, found[kind])] for kind in ("missing", "changed", "stale"))
+        return Findings(str(found["digest"]), *names)
     except (ValueError, TypeError, KeyError) as error:
         raise InvalidValue(f"invalid findings of a worker: {error}") from None
 
 
 class LayerVerifier:
-    """Verifies one layer's tree. The whole tree must be readable, and must not change meanwhile."""
+    """Collects what differs while a layer's tar is read. The tree must be readable, and must not change meanwhile.
 
-    def __init__(self, root_fd: int, record: ByteStream, name: str) -> None:
+    A tar may have several entries of one path: the last one decides.
+    """
+
+    def __init__(self, root_fd: int) -> None:
         self._tree = ConfinedTree(root_fd)
-        self._record = record
-        self._name = name
         self._created = CreatedNames()
         self._whiteouts: list[tuple[WhiteoutKind, bytes, bytes]] = []
-        self._findings = Findings()
+        self._missing: dict[bytes, None] = {}
+        self._changed: dict[bytes, None] = {}
 
-    def verify(self) -> Findings:
-        """Return what differs. Raise InvalidValue for an invalid record, OSError."""
-        digest = hashlib.sha256()
-        try:
-            for entry in self._entries():
-                if entry.get("type") == _SEGMENT:
-                    digest.update(_decoded(entry.get("payload") or ""))
-                elif entry.get("type") == _FILE:
-                    self._file(entry, digest)
-                else:
-                    raise ValueError("an unknown type of entry")
-        except (ValueError, TypeError, AttributeError) as error:
-            raise InvalidValue(f"{self._name}: its record of the tar is invalid: {error}") from None
-        if not self._findings.missing:
-            self._findings.digest = f"sha256:{digest.hexdigest()}"
-        for kind, parent, name in self._whiteouts:
-            with suppress(*_GONE):
-                self._whiteout(kind, parent, name)
-        self._tree.close()
-        return self._findings
+    def find(self, path: bytes, *, is_file: bool) -> tuple[OpenDirectory, bytes] | None:
+        """Return the directory and the name of a path of the tar.
 
-    def _entries(self) -> "Iterator[dict[str, object]]":
-        """Yield the lines of the record. Raise ValueError for one that is too long or no JSON."""
-        rest = b""
-        while piece := self._record.some(CHUNK):
-            *lines, rest = (rest + piece).split(b"\n")
-            if len(rest) > _LONGEST_LINE:
-                raise ValueError("a line is too long")
-            yield from (json.loads(line) for line in lines if line)
-        if rest:
-            yield json.loads(rest)
-
-    def _file(self, entry: dict[str, object], digest: "hashlib._Hash") -> None:
-        """Add a file's content to the digest, and remember its name. Raise ValueError, TypeError, OSError."""
-        raw, name, size = entry.get("name_raw"), entry.get("name", ""), entry.get("size", 0)
-        if not isinstance(name, str) or not isinstance(size, int):
-            raise TypeError("a file without a name or size")
-        path = _decoded(raw) if raw else name.encode("utf-8", "surrogateescape")
+        None is for the root, for a whiteout, which `finish` examines, and for what is missing. Raise OSError.
+        """
         parent, base = split(path)
-        kind = whiteout_kind(parent, base, is_file=True)
+        kind = whiteout_kind(parent, base, is_file=is_file)
         if kind is WhiteoutKind.NONE:
             try:
-                self._record_name(parent, base)
-                if base and size:
-                    self._content(parent, base, size, digest)
+                self._record(parent, base)
+                return (self._tree.directory(parent), base) if base else None
             except _GONE:
-                _add(self._findings.missing, path)
+                self.missing(path)
         elif kind in (WhiteoutKind.DELETE, WhiteoutKind.OPAQUE):
             self._whiteouts.append((kind, parent, base))
+        return None
 
-    def _record_name(self, parent: bytes, base: bytes) -> None:
+    def missing(self, path: bytes) -> None:
+        """Note that what the tar has at `path` is gone, or has another size."""
+        _add(self._missing, path)
+
+    def changed(self, path: bytes) -> None:
+        """Note that what the tar has at `path` has another content or type."""
+        _add(self._changed, path)
+
+    def supersede(self, path: bytes, *, tree: bool) -> None:
+        """Forget what was noted at a path of which the tar has another entry, and below it if that ended a `tree`."""
+        path = _joined(path)
+        for names in (self._missing, self._changed):
+            for name in [name for name in names if name == path or (tree and name.startswith(path + b"/"))]:
+                del names[name]
+
+    def finish(self) -> Findings:
+        """Return what differs, once the whole tar was read. Raise OSError."""
+        stale: dict[bytes, None] = {}
+        for kind, parent, name in self._whiteouts:
+            with suppress(*_GONE):
+                for path in self._stale(kind, parent, name):
+                    _add(stale, path)
+        self._tree.close()
+        return Findings("", *([*map(shown, names)] for names in (self._missing, self._changed, stale)))
+
+    def _record(self, parent: bytes, base: bytes) -> None:
         """Record a name, and the directories above it, as created by this layer. Raise OSError if it is missing."""
         while base:
             self._tree.trim()
@@ -125,47 +119,87 @@ class LayerVerifier:
             self._created.add(directory.identity[1], base)
             parent, base = split(parent)
 
-    def _content(self, parent: bytes, base: bytes, size: int, digest: "hashlib._Hash") -> None:
-        """Add a file of `size` bytes to the digest. Raise FileNotFoundError for any other size, OSError."""
-        fd = open_file(self._tree.directory(parent).fd, base)
-        try:
-            if os.fstat(fd).st_size != size:
-                raise FileNotFoundError
-            while piece := os.read(fd, CHUNK):
-                digest.update(piece)
-        finally:
-            os.close(fd)
-
-    def _whiteout(self, kind: WhiteoutKind, parent: bytes, base: bytes) -> None:
-        """Find what a whiteout should have removed. Raise OSError."""
+    def _stale(self, kind: WhiteoutKind, parent: bytes, base: bytes) -> Iterator[bytes]:
+        """Yield what a whiteout should have removed. Raise OSError."""
         self._tree.trim()
         directory = self._tree.directory(parent)
         if kind is WhiteoutKind.DELETE:
             name = base[len(PREFIX) :]
             os.lstat(name, dir_fd=directory.fd)
             if not self._created.contains(directory.identity[1], name):
-                _add(self._findings.stale, _joined(parent, name))
+                yield _joined(parent, name)
             return
         for folder, inner, others, fd in os.fwalk(b".", dir_fd=directory.fd):
             number = os.fstat(fd).st_ino
             for name in [*inner, *others]:
                 if not self._created.contains(number, name):
-                    _add(self._findings.stale, _joined(parent, folder, name))
+                    yield _joined(parent, folder, name)
             inner[:] = [name for name in inner if self._created.contains(number, name)]
 
 
+def open_content(directory: OpenDirectory, name: bytes, size: int) -> int:
+    """Return a descriptor of a regular file of `size` bytes. Raise FileNotFoundError for any other, OSError."""
+    fd = open_file(directory.fd, name)
+    if os.fstat(fd).st_size != size:
+        os.close(fd)
+        raise FileNotFoundError
+    return fd
+
+
+def verify_tar(root_fd: int, entries: Iterable[tuple[Entry, Reader]]) -> Findings:
+    """Return what differs between a tree and the entries of its tar: types, link targets, content, and whiteouts.
+
+    Holes of sparse files are not read. Raise what `entries` raises, OSError.
+    """
+    verifier = LayerVerifier(root_fd)
+    for entry, data in entries:
+        verifier.supersede(entry.path, tree=entry.type is not EntryType.DIRECTORY)
+        found = verifier.find(entry.path, is_file=entry.type is EntryType.FILE)
+        if found is None or entry.type is EntryType.HARDLINK:
+            continue
+        try:
+            if not _is_same(entry, *found, data):
+                verifier.changed(entry.path)
+        except _GONE:
+            verifier.missing(entry.path)
+    return verifier.finish()
+
+
+def _is_same(entry: Entry, directory: OpenDirectory, name: bytes, data: Reader) -> bool:
+    """Return whether a path is what its entry says. Raise FileNotFoundError for another size, OSError."""
+    status = os.lstat(name, dir_fd=directory.fd)
+    if stat.S_IFMT(status.st_mode) != _FORMATS[entry.type]:
+        return False
+    if entry.type is EntryType.SYMLINK:
+        return os.readlink(name, dir_fd=directory.fd) == entry.link
+    if entry.type in (EntryType.CHAR_DEVICE, EntryType.BLOCK_DEVICE):
+        return status.st_rdev == entry.device
+    if entry.type is not EntryType.FILE:
+        return True
+    segments = ((0, entry.size),) if entry.segments is None else entry.segments
+    fd = open_content(directory, name, entry.size)
+    try:
+        return all(_has(fd, data, at, length) for at, length in segments)
+    finally:
+        os.close(fd)
+
+
+def _has(fd: int, data: Reader, at: int, length: int) -> bool:
+    """Return whether a file has the next `length` bytes of `data` at the offset `at`. Raise InvalidValue, OSError."""
+    end = at + length
+    while at < end:
+        expected = data.read(min(end - at, CHUNK))
+        if not expected or os.pread(fd, len(expected), at) != expected:
+            return False
+        at += len(expected)
+    return True
+
+
 def _joined(*parts: bytes) -> bytes:
-    """Return a path below the root; parts may be empty or `.`."""
-    return os.path.normpath(b"/".join((b".", *parts)))
+    """Return a path below the root; parts may be empty, absolute, `.` or `..`."""
+    return os.path.normpath(b"/" + b"/".join(parts)).lstrip(b"/")
 
 
-def _decoded(text: object) -> bytes:
-    """Return the bytes of a base64 text. Raise ValueError."""
-    if not isinstance(text, str):
-        raise ValueError("no text where base64 is due")
-    return base64.b64decode(text, validate=True)
-
-
-def _add(names: list[str], path: bytes) -> None:
-    if len(names) < _NAMES and (name := shown(path)) not in names:
-        names.append(name)
+def _add(names: dict[bytes, None], path: bytes) -> None:
+    if len(names) < _NAMES:
+        names.setdefault(_joined(path))

@@ -90,7 +90,7 @@ def _run(job: Job, report: int) -> dict[str, object]:
     _preload(job.verb)
     stream = (DigestStream if job.digest else ByteStream)(RawInput(_Stdin(), job.name))
     output = LayerOutput(FdWriter(1), job.compression, digest=job.digest)
-    if job.verb in (Verb.APPLY, Verb.VERIFY):
+    if job.verb in (Verb.APPLY, Verb.VERIFY, Verb.VERIFY_RECORD):
         stream.prepare()
     namespace.confine(job.descriptors(report))
     _arm_failpoint()
@@ -101,7 +101,7 @@ def _run(job: Job, report: int) -> dict[str, object]:
             return {"size": _diff(job, output), **_tar(output)}
         case Verb.CHANGES:
             return {"size": _changes(job)}
-        case Verb.VERIFY:
+        case Verb.VERIFY | Verb.VERIFY_RECORD:
             return {"size": _verify(job, stream)}
         case Verb.SIZE:
             return {"size": sum(change.size for change in _comparer(job, read=False))}
@@ -120,8 +120,8 @@ def _tar(tar: ByteStream | LayerOutput) -> dict[str, object]:
 
 def _preload(verb: Verb) -> None:
     """Make Python import what it imports on first use, such as codecs: no file can be opened in the sandbox."""
-    if verb is Verb.VERIFY:
-        import dmthin.layers.verify  # noqa: F401
+    if verb in (Verb.VERIFY, Verb.VERIFY_RECORD):
+        import dmthin.layers.tar_split  # noqa: F401
     shown(b"\x01\xff")
     "\udcff".encode("utf-8", "surrogateescape").decode("ascii", "replace")
     json.dumps({"error": "\x01\udcff"})
@@ -189,18 +189,22 @@ def _changes(job: Job) -> int:
     return count
 
 
-def _verify(job: Job, record: ByteStream) -> int:
-    """Write the differences between the tree and the record of its tar, and return their number."""
-    from dmthin.layers.verify import LayerVerifier
+def _verify(job: Job, stream: ByteStream) -> int:
+    """Write the differences between the tree and its tar, or the record of it, and return their number."""
+    from dmthin.layers.tar_split import verify_record
+    from dmthin.layers.verify import verify_tar
 
     try:
-        findings = LayerVerifier(job.root, record, job.name).verify()
+        if job.verb is Verb.VERIFY:
+            findings = verify_tar(job.root, TarReader(stream, job.name, layer=True))
+        else:
+            findings = verify_record(job.root, stream, job.name)
     except OSError as error:
         raise explain(error.errno or 0, f"{job.name}: cannot read its tree", TREE_READ) from error
     output = FdWriter(1)
     output.write(json.dumps(asdict(findings)).encode())
     output.flush()
-    return len(findings.missing) + len(findings.stale)
+    return len(findings.missing) + len(findings.changed) + len(findings.stale)
 
 
 def _drain_stdin() -> None:

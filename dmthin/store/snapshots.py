@@ -44,6 +44,10 @@ class Snapshots:
         """Return the snapshots of a snapshotter."""
         return self._table.all(snapshotter)
 
+    def committed(self) -> list[Snapshot]:
+        """Return the committed snapshots of all snapshotters."""
+        return self._table.committed()
+
     def prepare(
         self,
         snapshotter: str,

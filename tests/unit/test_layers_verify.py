@@ -1,4 +1,4 @@
-"""A layer compared with the record of its tar; the records of tars are written here, as tar-split writes them."""
+"""A layer compared with its tar, and with the record of it; records are written here, as tar-split writes them."""
 
 import base64
 import gzip
@@ -6,14 +6,20 @@ import hashlib
 import io
 import json
 import os
+import subprocess
+import tarfile
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from tarfile import TarInfo
 
 import pytest
 
 from dmthin.errors import InvalidValue
 from dmthin.layers.stream import ByteStream, RawInput
-from dmthin.layers.verify import Findings, LayerVerifier, parse_findings
+from dmthin.layers.tar import TarReader
+from dmthin.layers.tar_split import verify_record
+from dmthin.layers.verify import Findings, parse_findings, verify_tar
 
 
 def line(**fields: object) -> bytes:
@@ -27,7 +33,7 @@ def segment(data: bytes) -> bytes:
 def findings(root: Path, record: bytes) -> Findings:
     fd = os.open(root, os.O_RDONLY)
     try:
-        return LayerVerifier(fd, ByteStream(RawInput(io.BytesIO(record), "layer")), "layer").verify()
+        return verify_record(fd, ByteStream(RawInput(io.BytesIO(record), "layer")), "layer")
     finally:
         os.close(fd)
 
@@ -94,8 +100,117 @@ def test_records_that_are_none(root: Path, record: bytes) -> None:
 
 
 def test_findings_as_a_worker_writes_them() -> None:
-    found = Findings("sha256:1", ["a"], ["b"])
+    found = Findings("sha256:1", ["a"], ["b"], ["c"])
     assert parse_findings(json.dumps(asdict(found)).encode()) == found
-    for text in (b"", b"{}", b'{"digest": "", "missing": 1, "stale": []}', b"[]"):
+    for text in (b"", b"{}", b'{"digest": "", "missing": 1, "changed": [], "stale": []}', b"[]"):
         with pytest.raises(InvalidValue, match="invalid findings"):
             parse_findings(text)
+
+
+def tar_findings(root: Path, archive: bytes) -> Findings:
+    fd = os.open(root, os.O_RDONLY)
+    try:
+        return verify_tar(fd, TarReader(ByteStream(RawInput(io.BytesIO(archive), "layer")), "layer", layer=True))
+    finally:
+        os.close(fd)
+
+
+def member(name: str, data: bytes = b"", kind: bytes = tarfile.REGTYPE, link: str = "") -> tuple[TarInfo, bytes]:
+    info = TarInfo(name)
+    info.type, info.linkname, info.size = kind, link, len(data)
+    return info, data
+
+
+def tar(*members: tuple[TarInfo, bytes]) -> bytes:
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as archive:
+        for info, data in members:
+            archive.addfile(info, io.BytesIO(data))
+    return file.getvalue()
+
+
+SOUND = (
+    member("d", kind=tarfile.DIRTYPE),
+    member("d/f", b"content"),
+    member("d/g", kind=tarfile.LNKTYPE, link="d/f"),
+    member("l", kind=tarfile.SYMTYPE, link="d/f"),
+    member("p", kind=tarfile.FIFOTYPE),
+    member("e"),
+)
+
+
+@pytest.fixture
+def unpacked(root: Path) -> Path:
+    """The root, with what SOUND has."""
+    (root / "d/g").hardlink_to(root / "d/f")
+    (root / "l").symlink_to("d/f")
+    os.mkfifo(root / "p")
+    (root / "e").touch()
+    return root
+
+
+def test_a_tree_that_is_its_tar(unpacked: Path) -> None:
+    assert tar_findings(unpacked, tar(*SOUND)) == Findings()
+
+
+def replaced(path: Path, make: Callable[[Path], object]) -> None:
+    path.unlink()
+    make(path)
+
+
+@pytest.mark.parametrize(
+    ("damage", "found"),
+    [
+        (lambda root: (root / "d/g").unlink(), Findings(missing=["d/g"])),
+        (lambda root: (root / "e").write_bytes(b"1"), Findings(missing=["e"])),
+        (lambda root: (root / "d/f").write_bytes(b"CONTENT"), Findings(changed=["d/f"])),
+        (lambda root: replaced(root / "l", lambda path: path.symlink_to("d")), Findings(changed=["l"])),
+        (lambda root: replaced(root / "p", Path.touch), Findings(changed=["p"])),
+        (lambda root: replaced(root / "e", Path.mkdir), Findings(changed=["e"])),
+    ],
+    ids=["missing", "longer", "changed", "link", "type", "directory"],
+)
+def test_a_tree_that_differs_from_its_tar(unpacked: Path, damage: Callable[[Path], object], found: Findings) -> None:
+    damage(unpacked)
+    assert tar_findings(unpacked, tar(*SOUND)) == found
+
+
+def test_the_last_entry_of_a_path_decides(unpacked: Path) -> None:
+    former = [
+        member("d/f", b"former, longer"),
+        member("p", b"x"),
+        member("e", kind=tarfile.DIRTYPE),
+        member("e/x", b"x"),
+    ]
+    assert tar_findings(unpacked, tar(*former, *SOUND)) == Findings()
+    found = tar_findings(unpacked, tar(*SOUND, *former[:2]))
+    assert found == Findings(missing=["d/f"], changed=["p"])
+
+
+def test_a_directory_that_comes_again_hides_nothing(unpacked: Path) -> None:
+    (unpacked / "d/f").write_bytes(b"CONTENT")
+    assert tar_findings(unpacked, tar(*SOUND, SOUND[0])) == Findings(changed=["d/f"])
+
+
+def test_whiteouts_of_a_tar(unpacked: Path) -> None:
+    (unpacked / "d/old").touch()
+    (unpacked / "gone").touch()
+    assert tar_findings(
+        unpacked, tar(*SOUND, member("d/.wh..wh..opq"), member(".wh.gone"), member(".wh.e"))
+    ) == Findings(stale=["d/old", "gone"])
+
+
+def test_a_sparse_file(unpacked: Path) -> None:
+    with (unpacked / "s").open("wb") as file:
+        file.truncate(1 << 20)
+    subprocess.run(["tar", "-S", "-C", unpacked, "-cf", unpacked.parent / "s.tar", "s"], check=True)
+    archive = (unpacked.parent / "s.tar").read_bytes()
+    assert tar_findings(unpacked, archive) == Findings()
+    with (unpacked / "s").open("r+b") as file:
+        file.truncate(1 << 19)
+    assert tar_findings(unpacked, archive) == Findings(missing=["s"])
+
+
+def test_a_tar_that_is_truncated(unpacked: Path) -> None:
+    with pytest.raises(InvalidValue, match="ends within a header"):
+        tar_findings(unpacked, tar(*SOUND)[:700])

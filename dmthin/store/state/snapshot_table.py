@@ -43,6 +43,11 @@ class SnapshotTable:
         query = f"{_SELECT} WHERE snapshotter = ? ORDER BY snapshot.created, device_id"
         return [_snapshot(row) for row in self._ledger.rows(query, snapshotter)]
 
+    def committed(self) -> list[Snapshot]:
+        """Return the committed snapshots of all snapshotters, in the order of their commits."""
+        query = f"{_SELECT} WHERE kind = ? ORDER BY snapshot.created, device_id"
+        return [_snapshot(row) for row in self._ledger.rows(query, Kind.IMAGE)]
+
     def with_label(self, label: str, value: str, snapshotter: str, parent: str) -> Snapshot | None:
         """Return a committed snapshot of any snapshotter with this label, None if there is none.
 
