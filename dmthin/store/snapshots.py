@@ -123,10 +123,8 @@ class Snapshots:
             with self.opened(snapshot) as root:
                 yield root
             return
-        with self._volumes.locks.locked(snapshot.volume) as volume:
-            name = f"{FROZEN_NAMES}{volume.device_id}-{os.urandom(4).hex()}"
-            new = NewVolume(name, Kind.CONTAINER, volume.size, volume.file_system, volume)
-            unfinished = self._volumes.creation.begin(new, activate=True)
+        name = f"{FROZEN_NAMES}{snapshot.volume.device_id}-{os.urandom(4).hex()}"
+        unfinished = self._children.freeze(name, snapshot.volume)
         try:
             root = self._volumes.mount_detached_read_only(unfinished.volume)
             try:

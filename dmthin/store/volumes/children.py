@@ -1,7 +1,10 @@
 """Children of volumes: snapshots of a size of their own, read-only ones, and those that a spare becomes."""
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from dmthin.errors import InvalidValue, NoDataSpace, NoMetadataSpace
 from dmthin.kernel.devicemapper import DeviceInfo
@@ -11,10 +14,12 @@ from dmthin.store.state.ledger import Ledger
 from dmthin.store.state.model import Kind, NewSnapshot, NewVolume, State, Volume
 from dmthin.store.volumes.background import Queue
 from dmthin.store.volumes.bases import Bases
-from dmthin.store.volumes.creation import Created
+from dmthin.store.volumes.creation import Created, Unfinished
 from dmthin.store.volumes.spares import Spares
 from dmthin.store.volumes.volumes import Volumes
 from dmthin.units import format_exact, volume_size
+
+_Made = TypeVar("_Made")
 
 
 class Children:
@@ -42,12 +47,7 @@ class Children:
         All of it is made, or nothing. Raises AlreadyExists (the name), NotFound (the parent has been removed),
         NoDataSpace and NoMetadataSpace (once removals in progress have not helped).
         """
-        try:
-            return self._create(new, activate=activate)
-        except (NoDataSpace, NoMetadataSpace):
-            if not self._queue.drain():
-                raise
-            return self._create(new, activate=activate)
+        return self._with_space(partial(self._create, new, activate=activate))
 
     def create_first(
         self,
@@ -73,13 +73,37 @@ class Children:
 
     def copy(self, new: NewVolume, origin: Volume) -> None:
         """Make a volume with the content of `origin`, which descends from `new.parent`. Raises what `create` does."""
-        with self._volumes.locks.unchanged(origin):
-            self._volumes.creation.make(new, origin=origin)
+        self._with_space(partial(self._copy, new, origin))
+
+    def freeze(self, name: str, origin: Volume) -> Unfinished:
+        """Begin an active snapshot of what a volume contains now, for its caller to roll back. Raises as `create`."""
+        return self._with_space(partial(self._freeze, name, origin))
 
     def prepare_base(self) -> None:
         """Make the base of first volumes if there is none, so that no request waits for mkfs."""
         with self._bases.lock():
             self._base(None)
+
+    def _with_space(self, make: Callable[[], _Made]) -> _Made:
+        """Return what `make` returns, called again once the queue is drained if space was short.
+
+        No lock is held meanwhile, which a queued removal may wait for.
+        """
+        try:
+            return make()
+        except (NoDataSpace, NoMetadataSpace):
+            if not self._queue.drain():
+                raise
+            return make()
+
+    def _copy(self, new: NewVolume, origin: Volume) -> None:
+        with self._volumes.locks.unchanged(origin):
+            self._volumes.creation.make(new, origin=origin)
+
+    def _freeze(self, name: str, origin: Volume) -> Unfinished:
+        with self._volumes.locks.locked(origin) as volume:
+            new = NewVolume(name, Kind.CONTAINER, volume.size, volume.file_system, volume)
+            return self._volumes.creation.begin(new, activate=True)
 
     def _base(self, size: int | None) -> Volume:
         options = self._options

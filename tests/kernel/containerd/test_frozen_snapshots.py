@@ -2,18 +2,22 @@
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from dmthin.errors import NoDataSpace
 from dmthin.kernel import mount
 from dmthin.store.create import create_store
 from dmthin.store.state.model import FROZEN_NAMES, Snapshot, State, Volume
 from dmthin.store.store import Store
+from dmthin.store.volumes import cleanup
+from dmthin.store.volumes.background import Background, BackgroundQueue
+from dmthin.units import MIB
 from tests.support.processes import child
-from tests.support.stores import check_store, scratch_folder, take_down
+from tests.support.stores import check_store, fill, scratch_folder, take_down
 
 NAME = "dmthin"
 
@@ -47,6 +51,17 @@ def written(store: Store, place: Path) -> Iterator[Snapshot]:
     finally:
         mount.unmount(place)
         store.snapshots.remove(NAME, "web")
+
+
+@contextmanager
+def filesystem_at(node: str, place: Path, kind: str) -> Iterator[Path]:
+    """A device's file system, mounted at a new folder."""
+    place.mkdir()
+    mount.mount(node, place, kind)
+    try:
+        yield place
+    finally:
+        mount.unmount(place)
 
 
 def frozen_volumes(store: Store) -> list[Volume]:
@@ -133,3 +148,24 @@ def test_which_snapshot_a_device_is_of(store: Store, place: Path) -> None:
         for other in (Path("/dev/null"), Path("/dev/dm-4000"), place, backing):
             assert store.snapshots.at(other) is None
     assert store.snapshots.at(Path(info.node)) is None
+
+
+def test_a_queued_removal_makes_room_for_it(
+    make_store: Callable[..., Store], place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The removal would wait for an hour: only a pool that is short of space has it done at once."""
+    monkeypatch.setattr(cleanup, "_REMOVAL_SECONDS", 3600)
+    small = make_store("dm.loopdatasize=256M", "dm.loopmetadatasize=16M", "dm.basesize=64M")
+    queue = BackgroundQueue("test")
+    with Store(small.layout.root, background=Background(queue)) as store, written(store, place) as snapshot:
+        large, device = store.snapshots.prepare(NAME, "large", "", {}, size=512 * MIB)
+        with filesystem_at(device.node, tmp_path / "large", large.volume.file_system) as root:
+            report = store.pool.status()
+            fill(root / "big", report.data_size - report.data_used - 20 * MIB)
+            os.sync()
+        with pytest.raises(NoDataSpace), store.snapshots.frozen(snapshot):
+            pass
+        store.snapshots.remove(NAME, "large")
+        with store.snapshots.frozen(snapshot) as root_fd:
+            assert content(root_fd)["kept"] == "before"
+    queue.close()
