@@ -25,7 +25,7 @@ from dmthin.errors import (
     TimeLimit,
     Unavailable,
 )
-from dmthin.kernel import block, mount, process
+from dmthin.kernel import block, mount
 from dmthin.kernel.devicemapper import DeviceBuilder, DeviceInfo, DeviceMapper, DeviceName, Target
 from dmthin.kernel.dmioctl import EventPoll, IoctlDeviceMapper
 from dmthin.kernel.dmsetup import Dmsetup
@@ -33,6 +33,7 @@ from dmthin.kernel.thin import PoolTable, ThinTable
 from dmthin.units import MIB, SECTOR
 from enginelib.waiting import PATIENCE
 from tests.support import processes, rigs
+from tests.support.processes import program
 from tests.support.rigs import PREFIX, Rig
 
 A, B = f"{PREFIX}a", f"{PREFIX}b"
@@ -71,7 +72,7 @@ def exists(dm: DeviceMapper, name: str) -> bool:
 
 def dmsetup(*words: str) -> list[str]:
     """The lines that the program dmsetup prints, without blanks at their ends."""
-    return [line.rstrip() for line in process.run("dmsetup", *words).stdout.splitlines()]
+    return [line.rstrip() for line in program("dmsetup", *words).stdout.splitlines()]
 
 
 # --- versions -------------------------------------------------------------------------------------------------------
@@ -226,7 +227,7 @@ def test_suspend_and_resume(builder: DeviceBuilder, dm: IoctlDeviceMapper) -> No
 @pytest.mark.parametrize("lock_fs", [True, False])
 def test_suspend_freezes_the_file_system_or_not(dm: IoctlDeviceMapper, scratch: Path, lock_fs: bool) -> None:
     with rigs.disk(dm, scratch / "disk", 16 * MIB) as disk:
-        process.run("mkfs.ext4", "-q", str(disk.node))
+        program("mkfs.ext4", "-q", str(disk.node))
         mount.mount(str(disk.node), _made(scratch / "mnt"), "ext4", "ro")
         try:
             dm.suspend(disk.name, lock_fs=lock_fs)
@@ -349,13 +350,13 @@ def test_the_longest_name_and_every_character(builder: DeviceBuilder, dm: IoctlD
 
 
 def test_another_programs_odd_names_are_listed_as_the_kernel_has_them(dm: IoctlDeviceMapper) -> None:
-    process.run("dmsetup", "--manglename", "none", "create", "a (254:0) b", "--notable")
-    process.run("dmsetup", "create", "c d", "--notable")
+    program("dmsetup", "--manglename", "none", "create", "a (254:0) b", "--notable")
+    program("dmsetup", "create", "c d", "--notable")
     try:
         assert sorted(device.name for device in dm.devices()) == ["a (254:0) b", "c\\x20d"]
     finally:
-        process.run("dmsetup", "--manglename", "none", "remove", "a (254:0) b")
-        process.run("dmsetup", "remove", "c d")
+        program("dmsetup", "--manglename", "none", "remove", "a (254:0) b")
+        program("dmsetup", "remove", "c d")
 
 
 def test_rename(dm: IoctlDeviceMapper) -> None:

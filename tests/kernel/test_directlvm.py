@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from dmthin.errors import AlreadyExists, DmthinError, InUse, InvalidValue, NoDataSpace, NoMetadataSpace, Unavailable
-from dmthin.kernel import block, loop, mount, process
+from dmthin.kernel import block, loop, mount
 from dmthin.kernel.dmioctl import IoctlDeviceMapper
 from dmthin.kernel.thin import PoolMode, PoolStatus
 from dmthin.store.create import create_store
@@ -18,7 +18,7 @@ from dmthin.units import GIB, KIB, METADATA_BLOCK, MIB
 from enginelib.waiting import until
 from tests.support import processes, rigs
 from tests.support.command import Command, paste
-from tests.support.processes import run_until_killed
+from tests.support.processes import program, run_until_killed
 from tests.support.raw_volumes import again, exhaust, forget_foreign_volumes, raw_volume, sizes, written
 from tests.support.rigs import Oracle
 from tests.support.stores import check_store, kernel_state, store_exists, take_down, with_store
@@ -91,7 +91,7 @@ def reboot(store: Store) -> None:
         mount.unmount(Path(entry.target))
     volumes = [name for name in devices() if record.device_id_of(name) is not None]
     for name in (*volumes, record.pool_name, f"{record.prefix}-tdata", f"{record.prefix}-tmeta"):
-        process.run("dmsetup", "remove", name)
+        program("dmsetup", "remove", name)
 
 
 # --- its life -------------------------------------------------------------------------------------------------------
@@ -145,7 +145,7 @@ def test_trim_frees_blocks_of_the_data_and_no_other(scratch: Path, direct: Store
         rigs.write_block(node, number, rigs.pattern(3, number))
     direct.volumes.deactivate(gone)
     direct.volumes.removal.remove(gone)
-    process.run("sync")
+    program("sync")
     before = block.allocated(scratch / "disk")
     direct.pool.trim()
     assert before - block.allocated(scratch / "disk") > 24 * MIB
@@ -190,7 +190,7 @@ def test_a_disk_that_is_not_there_after_a_reboot(
 def test_a_copied_store_does_not_touch_the_pool_of_the_other(direct: Store, scratch: Path) -> None:
     oracle = written(direct)
     direct.ledger.close()
-    process.run("cp", "-a", str(direct.layout.root), str(scratch / "copy"))
+    program("cp", "-a", str(direct.layout.root), str(scratch / "copy"))
     with Store(scratch / "copy") as copy:
         actions: tuple[Callable[[], object], ...] = (
             copy.pool.activate,
@@ -208,14 +208,14 @@ def test_a_copied_store_does_not_touch_the_pool_of_the_other(direct: Store, scra
 
 
 def test_a_disk_that_carries_data_is_refused_unless_forced(scratch: Path, disk: Path) -> None:
-    process.run("mkfs.ext4", "-q", str(disk))
+    program("mkfs.ext4", "-q", str(disk))
     with pytest.raises(AlreadyExists, match=r"carries data \(ext4\)"):
         on_disk(scratch / "store", disk)
     with pytest.raises(AlreadyExists, match="carries data"):
         on_disk(scratch / "store", disk, "dm.directlvm_device_force=false")
     assert not (scratch / "store").exists()
     take_down(on_disk(scratch / "store", disk, "dm.directlvm_device_force=true"))
-    process.run("mkfs.ext4", "-q", "-F", str(disk))
+    program("mkfs.ext4", "-q", "-F", str(disk))
     take_down(on_disk(scratch / "store", disk, force=True))
     take_down(on_disk(scratch / "store", disk))
 
@@ -499,7 +499,7 @@ def _take_away_what_there_is(store: Store) -> None:
         mount.unmount(Path(entry.target))
     for name in (record.pool_name, f"{record.prefix}-tdata", f"{record.prefix}-tmeta"):
         if name in devices():
-            process.run("dmsetup", "remove", name)
+            program("dmsetup", "remove", name)
 
 
 def _kernel_and_ledger_agree(store: Store) -> None:

@@ -15,10 +15,10 @@ from dmthin.errors import (
     NeedsRepair,
     NotFound,
 )
-from dmthin.kernel import process
 from dmthin.store.store import Store
 from dmthin.units import GIB, MIB
 from tests.support import thintools
+from tests.support.processes import program
 from tests.support.raw_volumes import again, raw_volume, sizes, written
 from tests.support.stores import kernel_state, take_pool_down, traces
 
@@ -122,7 +122,7 @@ def test_a_copied_store_does_not_touch_the_pool_of_the_other(
         store.volumes.deactivate(store.ledger.ready("volume"))
         store.pool.deactivate()
     store.ledger.close()
-    process.run("cp", "-a", "--sparse=always", str(store.layout.root), str(scratch / "copy"))
+    program("cp", "-a", "--sparse=always", str(store.layout.root), str(scratch / "copy"))
     store = Store(store.layout.root)
     store.pool.activate()
     with Store(scratch / "copy") as copy:

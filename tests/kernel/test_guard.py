@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 import pytest
 
 from dmthin.errors import DmthinError, KernelError, NoDataSpace, TimeLimit
-from dmthin.kernel import mount, process
+from dmthin.kernel import mount
 from dmthin.kernel.dmioctl import IoctlDeviceMapper
 from dmthin.kernel.thin import PoolMode
 from dmthin.pool import guard
@@ -19,6 +19,7 @@ from dmthin.pool.guard import Guard
 from dmthin.units import MIB
 from enginelib.waiting import PATIENCE, until
 from tests.support import processes, rigs
+from tests.support.processes import program
 from tests.support.rigs import BLOCK, active
 
 _TIMEOUT = Path("/sys/module/dm_thin_pool/parameters/no_space_timeout")
@@ -209,12 +210,12 @@ def test_a_guard_gives_up_on_a_file_system_that_cannot_be_frozen(
             rig.data.grow(64 * MIB)
             rig.pool.reload(rig.table())
             rigs.await_mode(rig, PoolMode.READ_WRITE)
-        process.run("fsck.ext4", "-fy", str(node), ok=(0, 1))
+        program("fsck.ext4", "-fy", str(node), ok=(0, 1))
 
 
 @contextmanager
 def mounted_ext4(node: Path, place: Path) -> Iterator[Path]:
-    process.run("mkfs.ext4", "-q", "-E", "nodiscard", str(node))
+    program("mkfs.ext4", "-q", "-E", "nodiscard", str(node))
     place.mkdir()
     mount.mount(str(node), place, "ext4")
     try:

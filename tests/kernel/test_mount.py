@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 
 from dmthin.errors import InUse, InvalidValue, NotFound, NotPermitted
-from dmthin.kernel import block, holders, mount, process
+from dmthin.kernel import block, holders, mount
 from dmthin.kernel.devicemapper import Target
 from dmthin.kernel.dmioctl import IoctlDeviceMapper
 from dmthin.units import MIB, SECTOR
 from tests.support import processes, rigs
+from tests.support.processes import program
 from tests.support.rigs import Disk
 
 
@@ -24,7 +25,7 @@ from tests.support.rigs import Disk
 def disk(dm: IoctlDeviceMapper, scratch: Path) -> Iterator[Disk]:
     """A disk with an ext4 on it."""
     with rigs.disk(dm, scratch / "disk", 16 * MIB) as made:
-        process.run("mkfs.ext4", "-q", "-E", "nodiscard", str(made.node))
+        program("mkfs.ext4", "-q", "-E", "nodiscard", str(made.node))
         yield made
 
 

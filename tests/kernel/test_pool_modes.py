@@ -21,13 +21,13 @@ from dmthin.errors import (
     NoMetadataSpace,
     NotFound,
 )
-from dmthin.kernel import process
 from dmthin.kernel.dmioctl import IoctlDeviceMapper
 from dmthin.kernel.thin import PoolMode, ThinStatus
 from dmthin.pool.thinpool import ThinPool
 from dmthin.store.create import create_store
 from dmthin.units import MIB
 from tests.support import processes, rigs, thintools
+from tests.support.processes import program
 from tests.support.rigs import BLOCK, Rig
 from tests.support.stores import kernel_state
 
@@ -301,7 +301,7 @@ def _clear_needs_check(rig: Rig) -> None:
     """The repair: all down, thin_check, the flag taken away."""
     rig.down()
     thintools.check(rig.metadata.node)
-    process.run("thin_check", "--clear-needs-check-flag", "-q", str(rig.metadata.node))
+    program("thin_check", "--clear-needs-check-flag", "-q", str(rig.metadata.node))
 
 
 def test_failed(dm: IoctlDeviceMapper, scratch: Path) -> None:

@@ -14,12 +14,13 @@ from dmthin.errors import (
     NotFound,
     Unavailable,
 )
-from dmthin.kernel import block, mount, process
+from dmthin.kernel import block, mount
 from dmthin.kernel.dmioctl import IoctlDeviceMapper
 from dmthin.store.create import create_store
 from dmthin.store.store import Store
 from dmthin.units import GIB, MIB
 from tests.support import rigs, thintools
+from tests.support.processes import program
 from tests.support.raw_volumes import again, raw_volume, sizes, written
 from tests.support.rigs import Disk, Oracle
 from tests.support.stores import check_store, reboot
@@ -90,12 +91,12 @@ def test_the_end_of_a_store_leaves_its_metadata_device_blank(scratch: Path, make
 
 def test_a_device_that_carries_data_is_refused_unless_forced(scratch: Path, make_disk: MakeDisk) -> None:
     data, meta = make_disk("data", 512 * MIB), make_disk("meta", 16 * MIB)
-    process.run("mkfs.ext4", "-q", str(data.node))
+    program("mkfs.ext4", "-q", str(data.node))
     with pytest.raises(AlreadyExists, match=r"carries data \(ext4\)"):
         device_store(scratch / "store", data, meta)
     assert not (scratch / "store").exists()
     rigs.write_block(meta.node, 0, rigs.pattern(1, 0))
-    process.run("wipefs", "--all", str(data.node))
+    program("wipefs", "--all", str(data.node))
     with pytest.raises(AlreadyExists, match="carries data"):
         device_store(scratch / "store", data, meta)
     assert rigs.read_block(meta.node, 0) == rigs.pattern(1, 0)
@@ -110,7 +111,7 @@ def test_a_device_in_use_is_refused_even_if_forced(scratch: Path, make_disk: Mak
             device_store(scratch / "second", *pair, force=True)
     place = scratch / "place"
     place.mkdir()
-    process.run("mkfs.ext4", "-q", str(other.node))
+    program("mkfs.ext4", "-q", str(other.node))
     mount.mount(str(other.node), place, "ext4")
     with pytest.raises(InUse, match="in use"):
         device_store(scratch / "second", other, meta, force=True)

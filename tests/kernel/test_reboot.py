@@ -8,18 +8,19 @@ from dmthin.errors import (
     NeedsRepair,
     Unavailable,
 )
-from dmthin.kernel import block, loop, mount, process
+from dmthin.kernel import block, loop, mount
 from dmthin.pool import metadata
 from dmthin.store.create import create_store
 from dmthin.store.store import Store
 from dmthin.units import METADATA_BLOCK
+from tests.support.processes import program
 from tests.support.raw_volumes import again, written
 from tests.support.stores import SMALL, reboot, take_devices_down
 
 
 def suspend(store: Store) -> None:
     """As a process that is killed while it has the pool suspended."""
-    process.run("dmsetup", "suspend", store.ledger.store().pool_name)
+    program("dmsetup", "suspend", store.ledger.store().pool_name)
 
 
 def test_everything_comes_back(store: Store, image: str) -> None:

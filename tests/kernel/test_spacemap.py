@@ -9,7 +9,7 @@ import pytest
 
 from dmthin import steps
 from dmthin.errors import NeedsRepair, NotFound
-from dmthin.kernel import block, process
+from dmthin.kernel import block
 from dmthin.kernel.dmioctl import IoctlDeviceMapper
 from dmthin.pool.guard import Guard
 from dmthin.pool.spacemap import ENTRIES_PER_BITMAP, SpaceMap
@@ -17,6 +17,7 @@ from dmthin.store.state.model import Kind, NewVolume, Volume
 from dmthin.store.store import Store
 from dmthin.units import METADATA_BLOCK, MIB
 from tests.support import rigs
+from tests.support.processes import program
 from tests.support.rigs import BLOCK, Oracle, Rig
 
 
@@ -36,7 +37,7 @@ def free_blocks(metadata: Path, at_least: int = 1) -> set[int]:
 
 def dumped(metadata: Path) -> tuple[int, set[int]]:
     """The number of data blocks, and those that some volume maps, by thin_dump."""
-    text = process.run("thin_dump", str(metadata)).stdout
+    text = program("thin_dump", str(metadata)).stdout
     mapped = {int(number) for number in re.findall(r'<single_mapping [^>]*data_block="(\d+)"', text)}
     for begin, length in re.findall(r'<range_mapping [^>]*data_begin="(\d+)" length="(\d+)"', text):
         mapped |= set(range(int(begin), int(begin) + int(length)))
@@ -47,14 +48,14 @@ def dumped(metadata: Path) -> tuple[int, set[int]]:
 
 def reverse_mapped(metadata: Path, blocks: int) -> set[int]:
     """The blocks that some volume maps, by thin_rmap."""
-    text = process.run("thin_rmap", "--region", f"0..{blocks}", str(metadata)).stdout
+    text = program("thin_rmap", "--region", f"0..{blocks}", str(metadata)).stdout
     ranges = re.findall(r"^data (\d+)\.\.(\d+) ->", text, re.MULTILINE)
     return {number for begin, end in ranges for number in range(int(begin), int(end))}
 
 
 def copy_of(rig: Rig, path: Path) -> Path:
     """The metadata as it is on the disk now."""
-    process.run("dd", f"if={rig.metadata.node}", f"of={path}", "bs=64k", "iflag=direct")
+    program("dd", f"if={rig.metadata.node}", f"of={path}", "bs=64k", "iflag=direct")
     return path
 
 
@@ -134,7 +135,7 @@ def restore(scratch: Path, total: int, volumes: list[list[tuple[int, int]]]) -> 
         lines.append("</device>")
     (scratch / "metadata.xml").write_text("\n".join([*lines, "</superblock>"]))
     block.make_sparse(scratch / "metadata", 32 * MIB)
-    process.run("thin_restore", "-i", str(scratch / "metadata.xml"), "-o", str(scratch / "metadata"))
+    program("thin_restore", "-i", str(scratch / "metadata.xml"), "-o", str(scratch / "metadata"))
     return scratch / "metadata"
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from dmthin.errors import AlreadyExists, DmthinError, InUse, KernelInvalid, NeedsRepair
-from dmthin.kernel import block, mount, process
+from dmthin.kernel import block, mount
 from dmthin.kernel.devicemapper import Target
 from dmthin.kernel.dmioctl import IoctlDeviceMapper
 from dmthin.kernel.thin import ThinTable
@@ -19,6 +19,7 @@ from dmthin.pool.metadata import Usage
 from dmthin.pool.thinpool import ThinPool
 from dmthin.units import MIB
 from tests.support import processes, rigs
+from tests.support.processes import program
 from tests.support.rigs import BLOCK, Rig, active
 
 # --- the pool comes up ----------------------------------------------------------------------------------------------
@@ -66,9 +67,9 @@ def test_a_suspended_pool_has_all_its_metadata_on_the_disk(dm: IoctlDeviceMapper
         rigs.write_block(rig.thin(0), 0, rigs.pattern(1, 0))
         with Guard(rig.pool.name):
             copy = scratch / "copy"
-            process.run("dd", f"if={rig.metadata.node}", f"of={copy}", "bs=64k", "iflag=direct")
+            program("dd", f"if={rig.metadata.node}", f"of={copy}", "bs=64k", "iflag=direct")
             metadata.check(copy)
-            assert 'mapped_blocks="1"' in process.run("thin_dump", str(copy)).stdout
+            assert 'mapped_blocks="1"' in program("thin_dump", str(copy)).stdout
 
 
 def test_a_metadata_snapshot_of_a_dead_reader_is_released(dm: IoctlDeviceMapper, scratch: Path) -> None:
@@ -255,7 +256,7 @@ def look_at(rig: Rig, device_id: int, size: int, kind: filesystem.FileSystem, ex
     """A snapshot is a clean file system with exactly the files that were there while it was taken."""
     node = rig.activate(device_id, size)
     if kind is filesystem.EXT4:
-        process.run("fsck.ext4", "-fn", str(node))
+        program("fsck.ext4", "-fn", str(node))
     place.mkdir()
     mount.mount(str(node), place, kind.name, kind.mount_options)
     try:
@@ -263,7 +264,7 @@ def look_at(rig: Rig, device_id: int, size: int, kind: filesystem.FileSystem, ex
     finally:
         mount.unmount(place)
     if kind is filesystem.XFS:
-        process.run("xfs_repair", "-n", str(node))
+        program("xfs_repair", "-n", str(node))
     assert rig.volume(device_id, size).deactivate()
 
 

@@ -8,15 +8,22 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from dmthin import steps
+from dmthin.kernel import process
 from dmthin.store.store import Store
+from enginelib.waiting import PATIENCE
 
 NOBODY = 65534
 """The uid and gid of an unprivileged user."""
+
+
+def program(name: str, *arguments: str, ok: Sequence[int] = (0,)) -> process.Completed:
+    """Run a program to its end, however slow the machine is. Raises as `process.run` does."""
+    return process.run(name, *arguments, timeout=PATIENCE, ok=ok)
 
 
 def start(action: Callable[[], object]) -> int:

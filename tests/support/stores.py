@@ -10,12 +10,13 @@ from pathlib import Path
 from dmthin.errors import (
     NotFound,
 )
-from dmthin.kernel import loop, mount, process
+from dmthin.kernel import loop, mount
 from dmthin.kernel.dmioctl import IoctlDeviceMapper
 from dmthin.store.state.model import State
 from dmthin.store.store import Store
 from enginelib.waiting import until
 from tests.support import thintools
+from tests.support.processes import program
 
 SMALL = ("dm.loopdatasize=4G", "dm.loopmetadatasize=64M", "dm.basesize=256M")
 """Storage options of a store that is quick to make."""
@@ -128,10 +129,10 @@ def reboot(store: Store) -> None:
 def take_devices_down(store: Store) -> None:
     """As an administrator who takes the pool down by hand and leaves its loops."""
     record = store.ledger.store()
-    names = [line.split("\t")[0] for line in process.run("dmsetup", "ls").stdout.splitlines()]
+    names = [line.split("\t")[0] for line in program("dmsetup", "ls").stdout.splitlines()]
     ours = [name for name in names if name.startswith(record.prefix)]
     for name in sorted(ours, key=lambda name: name == record.pool_name):
-        process.run("dmsetup", "remove", name)
+        program("dmsetup", "remove", name)
 
 
 def take_pool_down(store: Store) -> None:

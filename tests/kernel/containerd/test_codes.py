@@ -9,13 +9,13 @@ from pathlib import Path
 import grpc
 import pytest
 
-from dmthin.kernel import process
 from dmthin.kernel.dmioctl import IoctlDeviceMapper
 from dmthin.store.create import create_store
 from dmthin.store.store import Store
 from dmthin.units import GIB, MIB
 from enginelib.snapshots import Snapshots
 from tests.support import rigs, thintools
+from tests.support.processes import program
 from tests.support.rigs import Rig
 from tests.support.snapshotters import Daemon, collect_garbage, layer, mounted, refused, serving
 from tests.support.stores import fill, scratch_folder
@@ -213,7 +213,7 @@ def repair(site: Site, pool: Rig) -> None:
         store.lifecycle.activation.deactivate_volumes(store.ledger.store())
     pool.down()
     thintools.check(pool.metadata.node)
-    process.run("thin_check", "--clear-needs-check-flag", "-q", str(pool.metadata.node))
+    program("thin_check", "--clear-needs-check-flag", "-q", str(pool.metadata.node))
     pool.up()
 
 
