@@ -35,7 +35,8 @@ Run COMMAND as root on a kernel that has dm-thin, and end with its exit status.
 The command sees this machine's files read-only, the checkout and the current directory at their own paths,
 and `dmthin` and the virtual environment's python first on PATH. Its standard input is empty. What it writes
 to /tmp, /run, /mnt, /etc, /var and to the disk at /var/lib is gone afterwards. With --system the files are
-those of that release, and of this machine there are the checkout and the current directory."""
+those of that release, and of this machine there are the checkout and the current directory. With --systemd
+the command is a unit's; what it writes to /etc lies on the disk, and the machine shuts down in order."""
 _EPILOG = """\
 in the guest:
   DMTHIN_VM           the engine: uml, qemu or native
@@ -67,6 +68,7 @@ def parser() -> argparse.ArgumentParser:
     add("--env", action="append", default=[], type=variable, metavar="NAME[=VALUE]",
         help="pass a variable; DMTHIN_*, PYTEST_*, CI, TERM and the like go by themselves")  # fmt: skip
     add("--udev", action="store_true", help="start systemd-udevd (qemu always does)")
+    add("--systemd", action="store_true", help="let systemd be the first process, with its udevd (uml only)")
     add("--disk", type=Path, metavar="FILE", help="keep the disk at /var/lib in FILE, made if it is missing")
     add("--out", type=Path, metavar="DIR", help="a folder for results, writable from the guest")
     add("--kernel-log", type=Path, metavar="FILE", help="keep the kernel's words in FILE")
@@ -82,8 +84,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         del chosen.command[0]
     if not chosen.command:
         options.error("there is no COMMAND to run")
-    if chosen.system and chosen.engine not in ("auto", "uml"):
-        options.error(f"--system takes user-mode-linux, not --engine {chosen.engine}")
+    for name in ("system", "systemd"):
+        if getattr(chosen, name) and chosen.engine not in ("auto", "uml"):
+            options.error(f"--{name} takes user-mode-linux, not --engine {chosen.engine}")
     return chosen
 
 
@@ -130,6 +133,7 @@ def request_from(options: argparse.Namespace) -> Request:
         out=options.out and options.out.absolute(),
         kernel_log=options.kernel_log and options.kernel_log.absolute(),
         udev=options.udev or options.engine == "qemu",
+        systemd=options.systemd,
         system=system_folder(options.system) if options.system else None,
     )
 

@@ -49,6 +49,7 @@ class Machine:
     disk: str
     mount_line: Callable[[Share], str]
     udev: bool
+    systemd: bool = False
     first_mounts: Sequence[str] = ()
     system: Path | None = None
 
@@ -99,6 +100,8 @@ def laid_out(request: Request, machine: Machine) -> Iterator[Layout]:
         last = [_overlay(CHECKOUT, "checkout")] if request.system else []
         _write_fstab(work / "fstab", [*machine.first_mounts, *_FIRST_MOUNTS, *map(machine.mount_line, first)])
         _write_fstab(channel.folder / "fstab", [*_later_mounts(machine), *map(machine.mount_line, later), *last])
+        if machine.systemd:  # its unit starts this, when a tmpfs hides the other one
+            shutil.copy(work / "init", channel.folder)
         (channel.folder / "settings").write_text(_settings(machine))
         _write_modprobe(channel.folder / "modprobe")
         yield Layout(work, channel, [*first, *later])
@@ -132,7 +135,9 @@ def _overlay(place: Path, name: str) -> str:
 
 
 def _settings(machine: Machine) -> str:
-    return f"modules={shlex.quote(' '.join(machine.modules))}\nudev={'yes' if machine.udev else ''}\n"
+    chosen = {"udev": machine.udev, "systemd": machine.systemd}
+    words = [f"{name}={'yes' if wanted else ''}\n" for name, wanted in chosen.items()]
+    return f"modules={shlex.quote(' '.join(machine.modules))}\n{''.join(words)}"
 
 
 def _write_modprobe(script: Path) -> None:

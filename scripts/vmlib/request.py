@@ -45,6 +45,7 @@ class Request:
     out: Path | None = None
     kernel_log: Path | None = None
     udev: bool = False
+    systemd: bool = False
     system: Path | None = None
 
     def needed_paths(self) -> tuple[Path, ...]:
@@ -85,7 +86,7 @@ def guest_environment(request: Request, engine: str) -> dict[str, str]:
         environment["PYTHONDONTWRITEBYTECODE"] = "1"  # the checkout is read-only
     else:
         environment["DMTHIN_VM_SYSTEM"] = request.system.name
-    if not request.udev:
+    if not (request.udev or request.systemd):
         environment["DM_DISABLE_UDEV"] = "1"  # else dmsetup waits for a udevd, or leaves the node to it
     environment.update(request.environment)
     environment["DMTHIN_VM"] = engine

@@ -28,6 +28,7 @@ def run(request: Request) -> int:
         disk="/dev/ubda",
         mount_line=partial(_mount_line, name="hostfs=" if request.system else ""),
         udev=request.udev,
+        systemd=request.systemd,
         system=request.system,
     )
     with laid_out(request, machine) as layout, own_processor() as processor:

@@ -58,6 +58,7 @@ def test_options_end_where_the_command_begins(words: list[str], command: list[st
         (["--unknown", "true"], "--unknown"),
         (["--system", "etch", "true"], "etch"),
         (["--system", "trixie", "--engine", "qemu", "true"], "--system takes user-mode-linux"),
+        (["--systemd", "--engine", "qemu", "true"], "--systemd takes user-mode-linux"),
     ],
 )
 def test_bad_usage_ends_with_2_and_says_what_is_wrong(
