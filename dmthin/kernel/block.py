@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from dmthin.errors import InUse, Unavailable
-from dmthin.kernel import process, sysfs
+from dmthin.kernel import devnode, process, sysfs
 from dmthin.kernel.ioctl import ioctl
 from dmthin.os_errors import FILES, explain, os_failure
 from dmthin.steps import step
@@ -74,13 +74,17 @@ def number(path: Path) -> str:
 
 
 def node_of(device: str) -> Path:
-    """Return the node of the device with this `major:minor`. Raise NotFound."""
+    """Return the node of the device with this `major:minor`: the kernel's, or another one in /dev if that is missing.
+
+    Raise NotFound.
+    """
     try:
         words = Path(f"/sys/dev/block/{device}/uevent").read_text().splitlines()
     except OSError as error:
         sysfs.require_mounted()
         raise os_failure(error, f"find the block device {device}") from None
-    return Path("/dev") / next(word.removeprefix("DEVNAME=") for word in words if word.startswith("DEVNAME="))
+    node = Path("/dev") / next(word.removeprefix("DEVNAME=") for word in words if word.startswith("DEVNAME="))
+    return node if node.exists() else devnode.find(os.makedev(*map(int, device.split(":")))) or node
 
 
 def mapped_name(device: str) -> str:

@@ -9,11 +9,12 @@ import os
 import select
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
-from dmthin.errors import KernelInvalid, NotFound, TimeLimit, Unavailable
-from dmthin.kernel import dmabi
+from dmthin.errors import KernelError, KernelInvalid, NotFound, NotPermitted, TimeLimit, Unavailable
+from dmthin.kernel import devnode, dmabi
 from dmthin.kernel.devicemapper import (
     DeviceInfo,
     DeviceName,
@@ -29,7 +30,6 @@ from dmthin.kernel.ioctl import ioctl
 from dmthin.os_errors import DEVICE_MAPPER_NODE, NO_THIN_POOL, os_failure
 from dmthin.steps import step
 
-CONTROL = "/dev/mapper/control"
 _IN_SYSFS = Path("/sys/class/misc/device-mapper")
 _BUFFER = 1024
 _LARGEST_REPLY = 16 << 20
@@ -40,25 +40,26 @@ class IoctlDeviceMapper:
     """A connection to the kernel's device-mapper; implements `DeviceMapper`. Threads may share one.
 
     Each event of a device that this connection changes carries `udev_rules`. Their cookie is zero, so no semaphore is
-    made and no call waits for udev: devtmpfs makes the node /dev/dm-N.
+    made and no call waits for udev: devtmpfs makes the node /dev/dm-N, or `devnode` does.
     """
 
     def __init__(self, udev_rules: UdevRules = UdevRules.PRIVATE) -> None:
         """Open the control node. Raise Unavailable (no device-mapper), NotPermitted."""
         self._event = udev_rules << 16
         try:
-            self._fd = os.open(CONTROL, os.O_RDWR | os.O_CLOEXEC)
+            self._fd = devnode.open_control(devnode.DM_CONTROL)
         except OSError as error:
-            if error.errno == errno.ENOENT and _IN_SYSFS.exists():
-                hint = "mount devtmpfs on /dev, or run: dmsetup mknodes"
-                raise Unavailable(f"{CONTROL} is missing, though this kernel has device-mapper", hint=hint) from None
-            raise os_failure(error, f"open {CONTROL}", DEVICE_MAPPER_NODE) from None
+            if error.errno in (errno.ENOENT, errno.EROFS) and _IN_SYSFS.exists():
+                what = f"{devnode.DM_CONTROL} is missing, though this kernel has device-mapper"
+                raise Unavailable(what, hint="mount devtmpfs on /dev, or run: dmsetup mknodes") from None
+            raise os_failure(error, f"open {devnode.DM_CONTROL}", DEVICE_MAPPER_NODE) from None
 
     def close(self) -> None:
         """Close the control node; may be called twice."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+            devnode.remove_unused()
 
     def __enter__(self) -> Self:
         return self
@@ -106,7 +107,9 @@ class IoctlDeviceMapper:
     def resume(self, name: str, *, flush: bool = True, lock_fs: bool = True) -> DeviceInfo:
         with step("dm resume", name):
             flags = _quiesce_flags(flush, lock_fs)
-            return self._call(Request.DEV_SUSPEND, "resume", name, flags=flags, event=self._event)[0].info()
+            info = self._call(Request.DEV_SUSPEND, "resume", name, flags=flags, event=self._event)[0].info()
+            devnode.ensure(info.node, info.dev)
+            return info
 
     def message(self, name: str, text: str, sector: int = 0) -> str:
         payload = dmabi.pack_message(text, sector)
@@ -130,7 +133,10 @@ class IoctlDeviceMapper:
         return list(dmabi.unpack_targets(buffer, header))
 
     def info(self, name: str) -> DeviceInfo:
-        return self._call(Request.DEV_STATUS, "info", name)[0].info()
+        info = self._call(Request.DEV_STATUS, "info", name)[0].info()
+        with suppress(NotPermitted, Unavailable, KernelError):  # whoever only looks at the device does without a node
+            devnode.ensure(info.node, info.dev)
+        return info
 
     def devices(self) -> list[DeviceName]:
         header, buffer = self._call(Request.LIST_DEVICES, "list devices")
@@ -145,6 +151,7 @@ class IoctlDeviceMapper:
         flags = Flag.DEFERRED_REMOVE if deferred else 0
         with step("dm remove", name):
             header, _ = self._call(Request.DEV_REMOVE, "remove", name, flags=flags, event=self._event)
+        devnode.remove_unused()
         return not header.flags & Flag.DEFERRED_REMOVE
 
     def cancel_deferred_remove(self, name: str) -> None:

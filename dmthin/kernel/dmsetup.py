@@ -6,10 +6,10 @@ import re
 from collections.abc import Sequence
 
 from dmthin.errors import DmthinError, KernelError, ToolFailed
-from dmthin.kernel import process
+from dmthin.kernel import devnode, process
 from dmthin.kernel.devicemapper import DeviceInfo, Target, check_name, check_uuid, request_failure
 from dmthin.kernel.dmioctl import IoctlDeviceMapper
-from dmthin.os_errors import DEVICE_MAPPER_NODE, explain
+from dmthin.os_errors import DEVICE_MAPPER_NODE, explain, os_failure
 from dmthin.steps import step
 
 _ERRNO_OF_TEXT = {os.strerror(number): number for number in errno.errorcode}
@@ -44,6 +44,7 @@ class Dmsetup:
         arguments = ["remove", check_name(name)]
         with step("dm remove", name):
             _dmsetup("remove", name, arguments)
+        devnode.remove_unused()
         return True
 
     def _run(self, doing: str, name: str, arguments: Sequence[str]) -> DeviceInfo:
@@ -69,9 +70,12 @@ def _text(table: Sequence[Target]) -> str:
 
 def _dmsetup(doing: str, name: str, arguments: Sequence[str]) -> None:
     try:
-        process.run("dmsetup", *_PLAIN_NAMES, *arguments)
+        with devnode.dm_control():
+            process.run("dmsetup", *_PLAIN_NAMES, *arguments)
     except ToolFailed as failure:
         raise _translate(doing, name, failure) from None
+    except OSError as error:
+        raise os_failure(error, f"make {devnode.DM_CONTROL}", DEVICE_MAPPER_NODE) from None
 
 
 def _translate(doing: str, name: str, failure: ToolFailed) -> DmthinError:

@@ -15,25 +15,21 @@ from pathlib import Path
 from typing import Annotated, NamedTuple
 
 from dmthin.errors import NotFound, TimeLimit, Unavailable
-from dmthin.kernel import sysfs
+from dmthin.kernel import devnode, sysfs
 from dmthin.kernel.cstruct import U32, U64, CStruct
 from dmthin.kernel.ioctl import ioctl
 from dmthin.os_errors import LOOP, LOOP_CONTROL, LOOP_NODE, os_failure
 from dmthin.steps import step
 
-_CONTROL = "/dev/loop-control"
 _MAJOR = 7
 _CTL_GET_FREE = 0x4C82
-_SET_FD = 0x4C00
-_CLR_FD = 0x4C01
-_SET_STATUS64 = 0x4C04
-_GET_STATUS64 = 0x4C05
+_SET_FD, _CLR_FD = 0x4C00, 0x4C01
+_SET_STATUS64, _GET_STATUS64 = 0x4C04, 0x4C05
 _SET_CAPACITY = 0x4C07
 _SET_DIRECT_IO = 0x4C08
 _CONFIGURE = 0x4C0A
 
-_FLAG_READ_ONLY = 1
-_FLAG_DIRECT_IO = 16
+_FLAG_READ_ONLY, _FLAG_DIRECT_IO = 1, 16
 
 _NAME_SIZE = 64
 _ATTEMPTS = 64
@@ -75,7 +71,7 @@ assert (_INFO.size, _CONFIG.size) == (232, 304)
 
 @dataclass(frozen=True, slots=True)
 class LoopDevice:
-    """A bound loop device. `backing_dev` and `backing_inode` identify its file."""
+    """A bound loop device. `backing_dev` and `backing_inode` identify its file. `find` and `attach` see to its node."""
 
     index: int
     backing_dev: int
@@ -85,6 +81,11 @@ class LoopDevice:
     def node(self) -> str:
         """The path of its node."""
         return f"/dev/loop{self.index}"
+
+    @property
+    def number(self) -> str:
+        """`major:minor`, which tables take in place of a node."""
+        return f"{_MAJOR}:{self.index}"
 
     @property
     def backing_file(self) -> str:
@@ -124,6 +125,7 @@ class LoopDevice:
                 if time.monotonic() > deadline:
                     raise TimeLimit(f"{self.node} is still open somewhere", hint=f"see: fuser -v {self.node}")
                 time.sleep(0.002)
+            devnode.remove_unused()
 
     def _is_bound(self) -> bool:
         """Return whether the device still has this file: another process may have bound the number to its own."""
@@ -149,6 +151,7 @@ def find(path: Path) -> LoopDevice | None:
         except (NotFound, Unavailable):
             continue
         if identity == (wanted.st_dev, wanted.st_ino):
+            devnode.ensure(f"/dev/loop{index}", os.makedev(_MAJOR, index))
             return LoopDevice(index, *identity)
     return None
 
@@ -191,6 +194,7 @@ def _attach(file: int, path: Path, *, read_only: bool, direct_io: bool) -> LoopD
         index = _free_index()
         with _open(index) as fd:
             if _configure(fd, file, str(path.absolute()), read_only=read_only, direct_io=direct_io):
+                devnode.ensure(f"/dev/loop{index}", os.makedev(_MAJOR, index))
                 return LoopDevice(index, identity.st_dev, identity.st_ino)
     raise Unavailable(f"no free loop device for {path}", hint="see: losetup --list")
 
@@ -251,9 +255,9 @@ def _backing(fd: int, index: int) -> tuple[int, int] | None:
 
 def _free_index() -> int:
     try:
-        control = os.open(_CONTROL, os.O_RDWR | os.O_CLOEXEC)
+        control = devnode.open_control(devnode.LOOP_CONTROL)
     except OSError as error:
-        raise os_failure(error, f"open {_CONTROL}", LOOP_CONTROL) from None
+        raise os_failure(error, f"open {devnode.LOOP_CONTROL}", LOOP_CONTROL) from None
     try:
         return ioctl(control, _CTL_GET_FREE, 0, "LOOP_CTL_GET_FREE")
     except OSError as error:
@@ -264,17 +268,13 @@ def _free_index() -> int:
 
 @contextmanager
 def _open(index: int) -> Iterator[int]:
-    node = f"/dev/loop{index}"
+    node, dev = f"/dev/loop{index}", os.makedev(_MAJOR, index)
     try:
-        # In a container that has a /dev of its own the node may be missing. The number is known, so make it.
-        if not Path(node).exists():
-            os.mknod(node, 0o60660, os.makedev(_MAJOR, index))
-        fd = os.open(node, os.O_RDWR | os.O_CLOEXEC)
+        fd = devnode.open_block(node, os.O_RDWR, dev)
     except OSError as error:
-        if error.errno == errno.EACCES and _attribute(index, "ro") == "1":
-            fd = os.open(node, os.O_RDONLY | os.O_CLOEXEC)
-        else:
+        if error.errno != errno.EACCES or _attribute(index, "ro") != "1":
             raise os_failure(error, f"open {node}", LOOP_NODE) from None
+        fd = devnode.open_block(node, os.O_RDONLY, dev)
     try:
         yield fd
     finally:

@@ -101,7 +101,7 @@ class SparseFile(Backing):
     def attach(self) -> str:
         if not self.path.exists():
             raise Unavailable(f"the pool's file {self.path} is missing", hint="restore it, or destroy the pool")
-        return block.number(Path((loop.find(self.path) or loop.attach(self.path)).node))
+        return (loop.find(self.path) or loop.attach(self.path)).number
 
     def detach(self) -> None:
         if device := loop.find(self.path):
@@ -109,7 +109,7 @@ class SparseFile(Backing):
 
     def attached_number(self) -> str | None:
         device = loop.find(self.path)
-        return block.number(Path(device.node)) if device else None
+        return device.number if device else None
 
     def is_at(self, number: str) -> bool:
         return loop.is_at(self.path, number)

@@ -9,9 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchlib.timings import Timings
-from dmthin.kernel import dmabi, mount
+from dmthin.kernel import devnode, dmabi, mount
 from dmthin.kernel.dmabi import Flag, Header, Request
-from dmthin.kernel.dmioctl import CONTROL
 from dmthin.kernel.thin import ThinTable
 from dmthin.store.create import create_store
 from dmthin.store.state.model import Volume
@@ -121,7 +120,7 @@ class RawPool:
         self.origin = origin
         self.number = store.dm.info(self.pool).number
         self._dm = store.dm
-        self._fd = os.open(CONTROL, os.O_RDWR)
+        self._fd = os.open(devnode.DM_CONTROL, os.O_RDWR)
 
     def prepare(self) -> None:
         """Pack the buffers of one round."""

@@ -4,6 +4,7 @@ Each is a fork of the test's own process. It ends with status 0 when its functio
 when that raises; the function may choose another status by `os._exit`.
 """
 
+import ctypes
 import os
 import signal
 import sys
@@ -19,6 +20,11 @@ from enginelib.waiting import PATIENCE
 
 NOBODY = 65534
 """The uid and gid of an unprivileged user."""
+
+_CLONE_NEWNS = 0x20000
+_MS_REC, _MS_PRIVATE = 1 << 14, 1 << 18
+
+_libc = ctypes.CDLL(None, use_errno=True)
 
 
 def program(name: str, *arguments: str, ok: Sequence[int] = (0,)) -> process.Completed:
@@ -48,6 +54,15 @@ def outcome(pid: int) -> int:
 def run(action: Callable[[], object]) -> int:
     """Run `action` in a child to its end, and return the exit status, negative for a signal."""
     return outcome(start(action))
+
+
+def unshare_mounts() -> None:
+    """Give this process, a child, a mount namespace of its own, of which no other sees a change. Raise OSError."""
+    failed = _libc.unshare(_CLONE_NEWNS) or _libc.mount(
+        b"none", b"/", None, ctypes.c_ulong(_MS_REC | _MS_PRIVATE), None
+    )
+    if failed:
+        raise OSError(ctypes.get_errno(), "unshare the mounts")
 
 
 @contextmanager

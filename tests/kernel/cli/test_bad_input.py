@@ -203,8 +203,8 @@ def test_without_rights(dmthin: Command, store: Store) -> None:
 
 
 def test_a_folder_of_devices_without_device_mapper(scratch: Path) -> None:
-    """Its control node is hidden by a mount that only the command sees."""
-    hide = 'mount -t tmpfs none /dev/mapper && exec "$@"'
+    """Its control node is hidden by a mount that only the command sees, and where no other can be made."""
+    hide = 'mount -t tmpfs -o ro none /dev/mapper && exec "$@"'
     line = ["unshare", "--mount", "sh", "-c", hide, "sh", *COMMAND, "--root", str(scratch / "new"), "pool", "create"]
     done = subprocess.run(line, capture_output=True, text=True, check=False)
     assert done.returncode == 9

@@ -1,0 +1,140 @@
+"""Device nodes in a mount namespace whose /dev is a tmpfs with nothing but /dev/null, each test in a process there."""
+
+import os
+import stat
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from dmthin.errors import NotFound, Unavailable
+from dmthin.kernel import block, devnode, loop, mount
+from dmthin.kernel.devicemapper import Target
+from dmthin.kernel.dmioctl import IoctlDeviceMapper
+from dmthin.kernel.dmsetup import Dmsetup
+from dmthin.units import MIB
+from tests.support import processes
+
+ZERO = [Target(0, 8, "zero", "")]
+NAME = "dmthin-test-node"
+
+
+def nodes() -> list[str]:
+    """The device nodes below /dev, but for /dev/null."""
+    found = [path for path in Path("/dev").rglob("*") if path.is_block_device() or path.is_char_device()]
+    return sorted(str(path.relative_to("/dev")) for path in found if path.name != "null")
+
+
+def with_static_dev(action: Callable[[], object]) -> None:
+    """Run `action` in a process with such a /dev; afterwards no node is left there."""
+
+    def run() -> None:
+        processes.unshare_mounts()
+        mount.mount("none", Path("/dev"), "tmpfs")
+        os.mknod("/dev/null", stat.S_IFCHR | 0o666, os.makedev(1, 3))
+        devnode._is_static.cache_clear()  # the process that has forked this one has another /dev
+        action()
+        assert nodes() == []
+
+    assert processes.run(run) == 0
+
+
+def test_a_device_has_a_node_while_it_is_there() -> None:
+    def run() -> None:
+        with IoctlDeviceMapper() as dm:
+            info = dm.create(NAME, table=ZERO)
+            assert nodes() == [f"dm-{info.minor}"]
+            assert block.size(Path(info.node)) == 4096
+            Path(info.node).unlink()
+            assert dm.info(NAME).node == info.node
+            assert block.number(Path(info.node)) == info.number
+            dm.remove(NAME)
+
+    with_static_dev(run)
+
+
+def test_a_device_that_is_removed_later() -> None:
+    """Its node goes with the next removal, or with the end of the next process."""
+
+    def run() -> None:
+        with IoctlDeviceMapper() as dm:
+            info = dm.create(NAME, table=ZERO)
+            with block.opened(Path(info.node)):
+                assert not dm.remove(NAME, deferred=True)
+            assert nodes() == [f"dm-{info.minor}"]
+
+    with_static_dev(run)
+
+
+def test_dmsetup_makes_and_removes() -> None:
+    def run() -> None:
+        info = Dmsetup().create(NAME, "", ZERO)
+        assert nodes() == [f"dm-{info.minor}", f"mapper/{NAME}"]
+        Dmsetup().remove(NAME)
+
+    with_static_dev(run)
+
+
+def test_loops_of_others_stay_without_a_node(scratch: Path) -> None:
+    for name in ("own", "foreign"):
+        block.make_sparse(scratch / name, MIB)
+
+    def run() -> None:
+        own = loop.attach(scratch / "own")
+        assert nodes() == [f"loop{own.index}"]
+        found = loop.find(scratch / "foreign")
+        assert found is not None
+        assert nodes() == sorted([f"loop{own.index}", f"loop{found.index}"])
+        assert loop.find(scratch / "own") == own
+        own.detach()
+        Path(found.node).unlink()
+        assert loop.find(scratch / "missing") is None
+
+    foreign = loop.attach(scratch / "foreign")
+    try:
+        with_static_dev(run)
+    finally:
+        foreign.detach()
+
+
+def test_what_a_killed_process_has_left_goes() -> None:
+    def run() -> None:
+        Path("/dev/mapper").mkdir()
+        for node, minor in ((devnode.DM_CONTROL, 236), (devnode.LOOP_CONTROL, 237)):
+            os.mknod(node, stat.S_IFCHR | stat.S_ISVTX | 0o600, os.makedev(10, minor))
+        os.mknod("/dev/dm-77", stat.S_IFBLK | stat.S_ISVTX | 0o600, os.makedev(254, 77))
+        IoctlDeviceMapper().close()
+
+    with_static_dev(run)
+
+
+def test_a_node_of_another_device_is_told_and_kept() -> None:
+    def run() -> None:
+        with IoctlDeviceMapper() as dm:
+            minor = dm.create(NAME, table=ZERO).minor
+            dm.remove(NAME)
+            os.mknod(f"/dev/dm-{minor}", stat.S_IFBLK | 0o600, os.makedev(7, 99))
+            with pytest.raises(Unavailable, match=f"/dev/dm-{minor} is the node of another device"):
+                dm.create(NAME, table=ZERO)
+            with pytest.raises(NotFound):
+                dm.info(NAME)
+        assert nodes() == [f"dm-{minor}"]
+        Path(f"/dev/dm-{minor}").unlink()
+
+    with_static_dev(run)
+
+
+def test_a_node_of_another_name_is_found(scratch: Path) -> None:
+    block.make_sparse(scratch / "disk", MIB)
+    disk = loop.attach(scratch / "disk")
+
+    def run() -> None:
+        os.mknod("/dev/mydisk", stat.S_IFBLK | 0o600, os.makedev(7, disk.index))
+        assert block.node_of(disk.number) == Path("/dev/mydisk")
+        devnode.remove_unused()
+        Path("/dev/mydisk").unlink()
+
+    try:
+        with_static_dev(run)
+    finally:
+        disk.detach()
