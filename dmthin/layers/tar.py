@@ -99,7 +99,8 @@ class TarReader:
     """Iterates over the (entry, reader) pairs of an archive. A reader is valid until the next entry is requested.
 
     With `layer`, entries have the extended attributes that Docker and containerd read (SCHILY.xattr.*); otherwise also
-    access control lists and what other archivers record. Iteration raises InvalidValue, with the archive's name and
+    access control lists and what other archivers record. A layer may be empty, and may end after an extended header, as
+    for Docker and containerd. Iteration raises InvalidValue, with the archive's name and
     the offset, for anything but a complete, valid tar; and what ByteStream raises.
     """
 
@@ -116,7 +117,7 @@ class TarReader:
             try:
                 block = self._next_block()
                 if block is None:
-                    if extended is not None:
+                    if extended is not None and not self._layer:  # of a layer its digest says whether it is whole
                         raise Malformed("it ends after an extended header")
                     break
                 header = parse_header(block)
@@ -155,6 +156,8 @@ class TarReader:
         if first:
             self._start = block
         if len(block) < BLOCK:
+            if first and not block and self._layer:
+                return None  # a layer without entries: no bytes at all are a tar for Docker and containerd
             if first:
                 raise NoHeader("it is shorter than a header" if block else "it is empty")
             if block.strip(b"\0"):

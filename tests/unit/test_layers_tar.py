@@ -35,8 +35,8 @@ COMPRESSIONS: dict[str, Callable[[bytes], bytes]] = {
 }
 
 
-def entries(data: bytes) -> list[tuple[Entry, bytes]]:
-    with open_source(io.BytesIO(data)) as source:
+def entries(data: bytes, *, layer: bool = False) -> list[tuple[Entry, bytes]]:
+    with open_source(io.BytesIO(data), layer=layer) as source:
         return [(entry, everything(reader)) for entry, reader in source]
 
 
@@ -149,6 +149,22 @@ def test_an_empty_archive_is_no_empty_file() -> None:
     assert entries(bytes(512)) == []
     assert "it is empty" in refused(b"")
     assert "it is empty" in refused(gzip.compress(b""))
+
+
+@pytest.mark.parametrize("compress", [bytes, *COMPRESSIONS.values()])
+def test_no_bytes_at_all_are_a_layer_without_entries(compress: Callable[[bytes], bytes]) -> None:
+    assert entries(compress(b""), layer=True) == []
+
+
+def test_a_layer_may_end_after_an_extended_header() -> None:
+    """As the volumes of a GNU tar archive do that is cut there: an image of Docker's is whole by its digest."""
+    whole = tar(member("a", b"data"), member("b", pax_headers={"comment": "x"}))
+    cut = whole[:2048]  # two blocks for a, and two for the extended header of b
+    assert cut[1024 + 156 : 1024 + 157] == b"x"
+    assert [entry.path for entry, _ in entries(cut, layer=True)] == [b"a"]
+    assert [entry.path for entry, _ in entries(cut + bytes(1024), layer=True)] == [b"a"]
+    for data in (cut, cut + bytes(1024)):
+        assert "it ends after an extended header" in refused(data)
 
 
 @pytest.mark.parametrize(
