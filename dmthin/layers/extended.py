@@ -14,10 +14,12 @@ _XATTR = b"SCHILY.xattr."
 class Extended:
     """Collects the extended headers of one entry; `complete` then applies them to the entry's own header.
 
-    Values of `xattrs` are exact bytes, and may be empty. Records that have no field here are ignored, among them
-    atime, and user and group names.
+    Values of `xattrs` are exact bytes, and may be empty. Names in a `layer` are as they stand in the records, as Docker
+    and containerd take them; others are decoded as GNU tar encodes them. Records that have no field here are ignored,
+    among them atime, and user and group names.
     """
 
+    layer: bool
     name: bytes = b""
     link: bytes = b""
     records: dict[bytes, bytes] = field(default_factory=dict)
@@ -41,8 +43,10 @@ class Extended:
     def _record(self, key: bytes, value: bytes) -> None:
         """Add one PAX record. Raise Malformed for an extended attribute without a valid name."""
         if key.startswith(_XATTR):
-            # GNU tar writes `=` in a name as %3D, hence % as %25 (xheader.c, xattr_encode_keyword).
-            name = key[len(_XATTR) :].replace(b"%3D", b"=").replace(b"%25", b"%")
+            name = key[len(_XATTR) :]
+            if not self.layer:
+                # GNU tar writes `=` in a name as %3D, hence % as %25 (xheader.c, xattr_encode_keyword).
+                name = name.replace(b"%3D", b"=").replace(b"%25", b"%")
             if not name or b"\0" in name:
                 raise Malformed("an extended attribute has no proper name")
             self.xattrs[name.decode("utf-8", "surrogateescape")] = value

@@ -180,7 +180,7 @@ class TarReader:
             raise Malformed("it ends within an extended header")
         if header.type == b"g":
             return extended
-        extended = extended or Extended()
+        extended = extended or Extended(self._layer)
         extended.add(header.type, data)
         return extended
 

@@ -142,8 +142,9 @@ def _headers(entry: Entry, size: int) -> bytes:
     gid = _or_record(records, b"gid", entry.gid, _MAX_ID)
     length = _or_record(records, b"size", size, _MAX_LONG)
     for key, value in sorted(entry.xattrs.items()):
-        # Like GNU tar, encode the character that would end the key (xheader.c, xattr_encode_keyword).
-        safe = key.encode("utf-8", "surrogateescape").replace(b"%", b"%25").replace(b"=", b"%3D")
+        # No record can have the character that ends its key: Go's archive/tar refuses to write such a name. All others
+        # stay as they are, because engines decode nothing.
+        safe = key.encode("utf-8", "surrogateescape").replace(b"=", b"%3D")
         records.append((b"SCHILY.xattr." + safe, value))
     device = os.major(entry.device), os.minor(entry.device)
     mode = entry.mode & MODE_BITS

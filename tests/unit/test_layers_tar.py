@@ -91,6 +91,12 @@ def test_names_of_xattrs_as_gnu_tar_writes_them() -> None:
     assert dict(entry.xattrs) == {"user.a=b%c": b"1", "user.empty": b""}
 
 
+def test_names_of_xattrs_in_a_layer_are_as_docker_takes_them() -> None:
+    pax = {"SCHILY.xattr.user.a%3Db%25c%": "1", "SCHILY.xattr.user.empty": ""}
+    [(entry, _)] = entries(tar(member("a", pax_headers=pax)), layer=True)
+    assert dict(entry.xattrs) == {"user.a%3Db%25c%": b"1", "user.empty": b""}
+
+
 def test_gnu_names_of_any_length_and_negative_times() -> None:
     name, target = "n" * 300, "t" * 5000
     [(entry, _)] = entries(
