@@ -55,6 +55,7 @@ _MODULES_OF_A_PROCESS = 4
 
 _GUEST: tuple[str, ...] = ()
 _ENGINE_GUEST = ("--udev", "--memory", "4G")
+_FOR_GUESTS = ("--rootfs", "--engines", "--archives")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -228,7 +229,7 @@ def _sharing(name: str, selection: Selection, place: Place, guest: Sequence[str]
 def _engine_lanes(selection: Selection, jobs: int) -> list[Lane]:
     """One lane drives guests from the host, and joins the others when it is through with that."""
     host, guest = (selection.words.get(place, ()) for place in (Place.ENGINE_HOST, Place.ENGINE_GUEST))
-    _set_up("--vm", "uml", *(["--vm", "qemu"] if host else []), *(["--rootfs", "--engines"] if guest else []))
+    _set_up("--vm", "uml", *(["--vm", "qemu"] if host else []), *(_FOR_GUESTS if guest else []))
     on_host = [Step("host", host)] if host else []
     in_guest = [Step("guests", guest, _ENGINE_GUEST, stays=True)] if guest else []
     count = min(jobs, len(selection.modules(Place.ENGINE_GUEST)) + len(on_host))
