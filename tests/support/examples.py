@@ -28,7 +28,12 @@ def register() -> None:
 
 def examples(usual: int, deep: int) -> settings:
     """Other numbers than the profiles', for a property whose examples take long."""
-    return settings(max_examples=deep if _chosen() == _DEEP else usual)
+    return settings(max_examples=deep if is_deep() else usual)
+
+
+def is_deep() -> bool:
+    """Whether many examples are asked for."""
+    return _chosen() == _DEEP
 
 
 def _chosen() -> str:

@@ -44,6 +44,15 @@ def docker(the_docker: Docker) -> Iterator[Docker]:
         the_docker("rm", "-f", container)
 
 
+@pytest.fixture(scope="package")
+def overlay2() -> Iterator[Docker]:
+    """Another dockerd, on its overlay2 driver."""
+    docker = Docker(SCRATCH / "peer-overlay2", "overlay2")
+    docker.start()
+    yield docker
+    docker.stop()
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Show what both daemons said last where a test fails."""

@@ -19,7 +19,8 @@ from enginelib.daemons import ENGINES, PATH, SCRATCH, Daemon
 from enginelib.docker import Docker, Plugin
 from enginelib.waiting import listens, until
 from tests.support.archives import docker_archive_of, oci_archive
-from tests.support.docker_trees import Entry, layers_of, opened, tree
+from tests.support.docker_apply import docker_applies
+from tests.support.docker_trees import Entry, layers_of, merged, opened, tree
 from tests.support.examples import examples
 from tests.support.layer_histories import BEYOND, Member, histories, tar_of_members
 
@@ -86,29 +87,6 @@ def require_equal(ours: dict[str, Tree], theirs: Callable[[str], Tree]) -> None:
 
 
 # --- dockerd's overlay2 ---------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def overlay2() -> Iterator[Docker]:
-    """A dockerd on its overlay2 driver."""
-    docker = Docker(SCRATCH / "peer-overlay2", "overlay2")
-    docker.start()
-    yield docker
-    docker.stop()
-
-
-def merged(docker: Docker, image: str) -> Tree:
-    """The files of an image on the overlay2 driver, as the kernel shows them."""
-    place, empty = docker.folder / "merged", docker.folder / "empty"
-    for folder in (place, empty):
-        folder.mkdir(exist_ok=True)
-    words = docker("image", "inspect", "-f", "{{.GraphDriver.Data.UpperDir}}:{{.GraphDriver.Data.LowerDir}}", image)
-    lower = ":".join([*(word for word in words.strip().split(":") if word != "<no value>"), str(empty)])
-    subprocess.run(["mount", "-t", "overlay", "overlay", "-o", f"ro,lowerdir={lower}", place], check=True)
-    try:
-        return tree(place)
-    finally:
-        subprocess.run(["umount", place], check=True)
 
 
 def test_as_overlay2_of_dockerd(dmthins: dict[str, Tree], overlay2: Docker, archive: Path) -> None:
@@ -203,19 +181,6 @@ def test_as_umoci(dmthins: dict[str, Tree], folder: Path) -> None:
 
 
 # --- dockerd's own unpacker, alone ----------------------------------------------------------------------------------
-
-
-def docker_applies(root: Path, layer: bytes) -> str:
-    """Let the unpacker of dockerd's vfs and devicemapper drivers apply a layer; what it said if it refused."""
-    line = ["docker-applyLayer", str(root)]
-    done = subprocess.run(
-        line,
-        executable=f"{ENGINES}/usr/sbin/dockerd",
-        env={"OPT": "{}", "PATH": PATH},
-        input=layer,
-        capture_output=True,
-    )
-    return "" if done.returncode == 0 else (done.stderr or done.stdout).decode()
 
 
 def comparable(files: Tree, history: History, listed: bool) -> Tree:
