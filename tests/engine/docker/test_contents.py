@@ -13,7 +13,7 @@ from enginelib.daemons import tar_of
 from enginelib.docker import Docker
 from enginelib.waiting import until
 from tests.engine.docker.conftest import MINI
-from tests.support.docker_trees import CAPABILITY, NET_RAW, files_of, odd_tar, opened
+from tests.support.docker_trees import CAPABILITY, NET_RAW, files_of, merged, odd_tar, opened
 
 ACROSS_LAYERS = """\
 FROM mini
@@ -78,7 +78,9 @@ def test_odd_files_survive_import_commit_save_and_load(docker: Docker, folder: P
 
 
 @pytest.mark.parametrize("buildkit", [False, True], ids=["classic", "buildkit"])
-def test_changes_across_layers(docker: Docker, folder: Path, images: list[str], buildkit: bool) -> None:
+def test_changes_across_layers(
+    docker: Docker, overlay2: Docker, folder: Path, images: list[str], buildkit: bool
+) -> None:
     context = folder / "context"
     context.mkdir()
     (context / "Dockerfile").write_text(ACROSS_LAYERS)
@@ -98,6 +100,9 @@ def test_changes_across_layers(docker: Docker, folder: Path, images: list[str], 
     assert stat.S_IMODE(below["odd/setuid"].mode) == 0o4755
     saved_and_loaded(docker, "across", folder)
     assert files_of(docker, "across") == built
+    overlay2("load", "-i", str(folder / "saved.tar"))
+    assert merged(overlay2, "across") == built
+    overlay2("rmi", "across")
 
 
 def test_an_edit_within_the_second_of_its_layer_is_seen(docker: Docker, images: list[str]) -> None:

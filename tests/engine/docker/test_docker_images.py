@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from enginelib.daemons import ROOTFS, SCRATCH, Failed, traces
 from enginelib.docker import Docker
 from enginelib.waiting import until
 from tests.engine.docker.conftest import MINI, SMALL
+from tests.support.docker_trees import files_of
+from tests.support.real_archives import comparable, gnu_tar_unpacks, now, taken
 
 DOCKERFILE = """\
 FROM mini
@@ -46,7 +49,13 @@ def tree_of(docker: Docker, image: str) -> dict[str, tuple[str, int, str]]:
 
 
 def test_a_real_root_file_system(docker: Docker) -> None:
+    """It is one that mmdebstrap has made, and has the files that GNU tar unpacks."""
+    root, since = SCRATCH / "peer-tar", now()
     docker("import", str(ROOTFS), "debian")
+    theirs = taken(root, gnu_tar_unpacks(ROOTFS), since, modes=True)
+    assert not theirs.refused
+    assert comparable(files_of(docker, "debian"), since, modes=True) == theirs.files
+    shutil.rmtree(root)
     said = docker.container("debian", "sh", "-c", ". /etc/os-release; echo $ID; find / -xdev | wc -l")
     name, count = said.split()
     assert name == "debian"
