@@ -48,6 +48,10 @@ class Snapshots:
         """Return the committed snapshots of all snapshotters."""
         return self._table.committed()
 
+    def every(self) -> list[Snapshot]:
+        """Return the snapshots of all snapshotters."""
+        return self._table.every()
+
     def prepare(
         self,
         snapshotter: str,

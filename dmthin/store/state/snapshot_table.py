@@ -48,6 +48,10 @@ class SnapshotTable:
         query = f"{_SELECT} WHERE kind = ? ORDER BY snapshot.created, device_id"
         return [_snapshot(row) for row in self._ledger.rows(query, Kind.IMAGE)]
 
+    def every(self) -> list[Snapshot]:
+        """Return the snapshots of all snapshotters."""
+        return [_snapshot(row) for row in self._ledger.rows(f"{_SELECT} ORDER BY device_id")]
+
     def with_label(self, label: str, value: str, snapshotter: str, parent: str) -> Snapshot | None:
         """Return a committed snapshot of any snapshotter with this label, None if there is none.
 
