@@ -68,7 +68,7 @@ class AlreadyExists(UserError):
 
 
 class InUse(UserError):
-    """The volume is mounted, open or has children."""
+    """The volume is mounted, open, has children, or is an engine's."""
 
     status = Status.IN_USE
 

@@ -19,6 +19,8 @@ exit status:
                                                       128+n terminated by signal n
 """
 
+_NAME = "name of a volume; or an engine's name or id of it, or the beginning of an id"
+
 
 def parse(arguments: Sequence[str]) -> Namespace:
     """Parse `arguments`, from which `split_globals` has removed the global options.
@@ -110,7 +112,7 @@ def _add_pool(nouns: Any) -> None:
         noun, "activate", "pool:activate", "activate the pool; other commands do so if needed", "dmthin pool activate"
     )
     add_verb(noun, "deactivate", "pool:deactivate", "deactivate all volumes and the pool", "dmthin pool deactivate")
-    add_verb(
+    verb = add_verb(
         noun,
         "destroy",
         "pool:destroy",
@@ -118,6 +120,7 @@ def _add_pool(nouns: Any) -> None:
         "dmthin pool destroy",
         "dmthin pool destroy --yes",
     )
+    verb.add_argument("--force", action="store_true", help="even if an engine has volumes there, once confirmed")
 
 
 def _add_image(nouns: Any) -> None:
@@ -136,7 +139,8 @@ def _add_image(nouns: Any) -> None:
     verb.add_argument("source", metavar="SOURCE", help="a tar (plain, gz, bz2, xz, zst), a directory, or - for stdin")
     _table_options(add_verb(noun, "list", "listing:images", "list images", "dmthin image list", alias="ls"))
     verb = add_verb(noun, "remove", "image:remove", "remove an image", "dmthin image remove debian", alias="rm")
-    verb.add_argument("name", metavar="NAME")
+    verb.add_argument("name", metavar="NAME", help=_NAME)
+    verb.add_argument("--force", action="store_true", help="remove it even if an engine has it")
     verb = add_verb(
         noun,
         "verify",
@@ -163,8 +167,8 @@ def _add_container(nouns: Any) -> None:
         "dmthin container create debian db --storage-opt size=20G",
         takes_size=True,
     )
-    verb.add_argument("image", metavar="IMAGE")
-    verb.add_argument("name", metavar="NAME")
+    verb.add_argument("image", metavar="IMAGE", help=_NAME)
+    verb.add_argument("name", metavar="NAME", help="name of the new container")
     _table_options(add_verb(noun, "list", "listing:containers", "list containers", "dmthin container ls", alias="ls"))
     verb = add_verb(
         noun,
@@ -174,10 +178,10 @@ def _add_container(nouns: Any) -> None:
         "dmthin container mount web",
         "dmthin container mount web /mnt",
     )
-    verb.add_argument("name", metavar="NAME")
+    verb.add_argument("name", metavar="NAME", help=_NAME)
     verb.add_argument("directory", metavar="DIR", nargs="?", help="mount point (default: mnt/NAME in the store)")
     verb = add_verb(noun, "unmount", "container:unmount", "unmount a container", "dmthin container unmount web")
-    verb.add_argument("name", metavar="NAME")
+    verb.add_argument("name", metavar="NAME", help=_NAME)
     verb.add_argument("--force", action="store_true", help="unmount lazily if the file system is in use")
     verb = add_verb(
         noun,
@@ -187,7 +191,7 @@ def _add_container(nouns: Any) -> None:
         "dmthin container resize web 20G",
         "dmthin container resize web +5G",
     )
-    verb.add_argument("name", metavar="NAME")
+    verb.add_argument("name", metavar="NAME", help=_NAME)
     verb.add_argument("size", metavar="SIZE", help="new size (20G), or increment (+5G, +20%%)")
     verb = add_verb(
         noun,
@@ -196,7 +200,7 @@ def _add_container(nouns: Any) -> None:
         "create an image from a container's current contents",
         "dmthin container commit web web:2",
     )
-    verb.add_argument("name", metavar="NAME")
+    verb.add_argument("name", metavar="NAME", help=_NAME)
     verb.add_argument("image", metavar="IMAGE", help="name of the new image")
     verb = add_verb(
         noun,
@@ -207,9 +211,11 @@ def _add_container(nouns: Any) -> None:
         "dmthin container rm web --force",
         alias="rm",
     )
-    verb.add_argument("name", metavar="NAME")
+    verb.add_argument("name", metavar="NAME", help=_NAME)
     verb.add_argument(
-        "--force", action="store_true", help="remove it even if it is in use: its space is freed after its last use"
+        "--force",
+        action="store_true",
+        help="remove it even if an engine has it, or if it is in use: its space is freed after its last use",
     )
 
 
@@ -227,6 +233,7 @@ def _add_listing(nouns: Any) -> None:
     _table_options(verb)
     verb = add_verb(nouns, "tree", "listing:tree", "show volumes as a tree of snapshots", "dmthin tree")
     verb.add_argument("-p", dest="exact", action="store_true", help="print sizes in bytes")
+    _no_trunc(verb)
     verb = add_verb(
         nouns,
         "du",
@@ -238,7 +245,7 @@ def _add_listing(nouns: Any) -> None:
     )
     _table_options(verb)
     verb = add_verb(nouns, "inspect", "listing:inspect", "show all details of volumes as JSON", "dmthin inspect web")
-    verb.add_argument("names", metavar="NAME", nargs="+")
+    verb.add_argument("names", metavar="NAME", nargs="+", help=_NAME)
 
 
 def _table_options(verb: Parser) -> None:
@@ -255,3 +262,8 @@ def _table_options(verb: Parser) -> None:
     add("--noheadings", action="store_true", help="print no headings")
     add("-H", dest="tabs", action="store_true", help="for scripts: separate columns by tabs, print no headings")
     add("-p", dest="exact", action="store_true", help="print sizes in bytes, times in seconds since 1970")
+    _no_trunc(verb)
+
+
+def _no_trunc(verb: Parser) -> None:
+    verb.add_argument("--no-trunc", action="store_true", help="on a terminal, do not cut ids to 12 digits")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from dmthin.cli.output import one_line
 from dmthin.cli.sizes import human
+from dmthin.store.owners import Owner, short
 
 if TYPE_CHECKING:
     from dmthin.store.report import VolumeUsage, VolumeView
@@ -16,9 +17,13 @@ UNKNOWN = "-"
 
 
 class Format(Enum):
-    """The type and format of a value: a text, a size in bytes, a number, seconds since the epoch, a list of texts."""
+    """The type and format of a value: a text, a size in bytes, a number, seconds since the epoch, a list of texts.
+
+    A NAME is a text in which ids may be shortened.
+    """
 
     TEXT = auto()
+    NAME = auto()
     SIZE = auto()
     COUNT = auto()
     TIME = auto()
@@ -41,9 +46,9 @@ class Field(Generic[T]):
     get: Callable[[T], Any]
     alias: str = ""
 
-    def text(self, row: T, *, exact: bool = False) -> str:
+    def text(self, row: T, *, exact: bool = False, brief: bool = False) -> str:
         """Return the value as text; with `exact`, sizes in bytes and times in seconds since the epoch."""
-        return shown(self.get(row), self.format, exact=exact)
+        return shown(self.get(row), self.format, exact=exact, brief=brief)
 
     def json(self, row: T) -> Any:
         """Return the value for JSON: sizes and times are integers, an unknown value is None."""
@@ -51,8 +56,8 @@ class Field(Generic[T]):
         return list(value) if isinstance(value, tuple) else value
 
 
-def shown(value: Any, format: Format, *, exact: bool = False) -> str:
-    """Return a value as text, `-` if it is unknown."""
+def shown(value: Any, format: Format, *, exact: bool = False, brief: bool = False) -> str:
+    """Return a value as text, `-` if it is unknown; with `brief`, ids in names have 12 digits."""
     if value is None or value in ("", ()):
         return UNKNOWN
     match format:
@@ -62,6 +67,8 @@ def shown(value: Any, format: Format, *, exact: bool = False) -> str:
             import time
 
             return time.strftime("%Y-%m-%d %H:%M", time.localtime(value))
+        case Format.NAME if brief:
+            return one_line(short(value))
         case Format.TEXTS:
             return one_line(",".join(value))
     return one_line(str(value))
@@ -72,12 +79,31 @@ def as_json(row: T, fields: Iterable[Field[T]]) -> dict[str, Any]:
     return {field.name: field.json(row) for field in fields}
 
 
+def _owners(owner_of: Callable[[T], Owner | None]) -> tuple[Field[T], ...]:
+    """Return the fields of a row's owner."""
+
+    def of(row: T, name: str) -> str | None:
+        return getattr(owner_of(row), name, None) or None
+
+    return (
+        Field(
+            "engine_name",
+            "ENGINE NAME",
+            Format.NAME,
+            "what the engine that has the volume calls it: a container, an image",
+            lambda row: of(row, "name"),
+        ),
+        Field("engine", "ENGINE", Format.TEXT, "the engine that has the volume", lambda row: of(row, "engine")),
+        Field("engine_id", "ENGINE ID", Format.NAME, "the engine's id of it", lambda row: of(row, "id")),
+    )
+
+
 VOLUME_FIELDS: "tuple[Field[VolumeView], ...]" = (
-    Field("name", "NAME", Format.TEXT, "name of the volume", lambda v: v.name),
+    Field("name", "NAME", Format.NAME, "name of the volume", lambda v: v.name),
     Field("kind", "KIND", Format.TEXT, "base, image or container", lambda v: v.kind),
     Field("size", "SIZE", Format.SIZE, "virtual size", lambda v: v.size),
     Field("mapped", "MAPPED", Format.SIZE, "space mapped in the pool, while active", lambda v: v.mapped, "used"),
-    Field("parent", "PARENT", Format.TEXT, "volume of which it is a snapshot", lambda v: v.parent),
+    Field("parent", "PARENT", Format.NAME, "volume of which it is a snapshot", lambda v: v.parent),
     Field("file_system", "FS", Format.TEXT, "type of its file system", lambda v: v.file_system, "fs"),
     Field(
         "state",
@@ -91,13 +117,15 @@ VOLUME_FIELDS: "tuple[Field[VolumeView], ...]" = (
     Field("device_id", "ID", Format.COUNT, "thin device id in the pool", lambda v: v.device_id, "id"),
     Field("open_count", "OPEN", Format.COUNT, "open count of the block device, while active", lambda v: v.open_count),
     Field("created", "CREATED", Format.TIME, "creation time", lambda v: v.created),
+    *_owners(lambda v: v.owner),
 )
 
 USAGE_FIELDS: "tuple[Field[VolumeUsage], ...]" = (
-    Field("name", "NAME", Format.TEXT, "name of the volume", lambda u: u.name),
+    Field("name", "NAME", Format.NAME, "name of the volume", lambda u: u.name),
     Field("kind", "KIND", Format.TEXT, "base, image or container", lambda u: u.kind),
     Field("size", "SIZE", Format.SIZE, "virtual size", lambda u: u.size),
     Field("mapped", "MAPPED", Format.SIZE, "space mapped in the pool", lambda u: u.mapped, "used"),
     Field("exclusive", "EXCLUSIVE", Format.SIZE, "space that its removal frees", lambda u: u.exclusive),
     Field("shared", "SHARED", Format.SIZE, "space shared with other volumes", lambda u: u.shared),
+    *_owners(lambda u: u.owner),
 )

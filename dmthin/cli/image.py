@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dmthin.cli.call import Call
+from dmthin.cli.owners import meant, require_unowned
 from dmthin.cli.results import report_volume
 from dmthin.cli.sizes import human
 from dmthin.cli.table import aligned
@@ -47,16 +48,20 @@ def import_(call: Call) -> None:
 
 
 def remove(call: Call) -> None:
-    """Remove an image without children."""
-    name: str = call.arguments.name
+    """Remove an image without children. Raise InUse if an engine has it, unless forced."""
+    from dmthin.store.state.model import Kind
+
     with call.store() as store:
+        name = meant(store, call.arguments.name, Kind.IMAGE)
+        if not call.arguments.force:
+            require_unowned(store, name)
         if call.options.dry_run:
             from dmthin.cli import volume_plans
 
             call.output.plan(volume_plans.image_remove(store, name))
             return
         store.images.remove(name)
-    call.output.changed(f"removed image {name}", {"removed": name})
+    call.output.changed(f"removed image {call.arguments.name}", {"removed": name})
 
 
 def verify(call: Call) -> None:

@@ -2,18 +2,19 @@
 
 import os
 import sys
-from argparse import Namespace
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from dmthin.cli.call import Call
-from dmthin.cli.fields import USAGE_FIELDS, VOLUME_FIELDS, Format, as_json, shown
-from dmthin.cli.table import aligned, describe, table_from_arguments
+from dmthin.cli.fields import USAGE_FIELDS, VOLUME_FIELDS, Field, Format, as_json, shown
+from dmthin.cli.owners import meant, owners_of
+from dmthin.cli.table import Table, aligned, describe, table_from_arguments
 
 if TYPE_CHECKING:
     from dmthin.store.report import TreeNode, VolumeDetail
     from dmthin.store.state.model import Kind
 
+T = TypeVar("T")
 _ALL = "name,kind,size,parent,file_system,state,created"
 _IMAGES = "name,size,parent,file_system,state,created"
 _CONTAINERS = "name,size,mapped,parent,file_system,state,mounts,created"
@@ -46,12 +47,14 @@ def tree(call: Call) -> None:
     from dmthin.store import report
 
     with call.store() as store:
-        nodes = report.tree(store)
+        owners = owners_of(store)
+        nodes = report.tree(store, owners=owners)
     if call.output.as_json:
         call.output.document({"volumes": [_node_json(node) for node in nodes]})
         return
     branches = _BRANCHES if _speaks_utf8() else _ASCII_BRANCHES
-    lines = list(_tree_lines(nodes, branches, exact=call.arguments.exact))
+    brief = _is_brief(call)
+    lines = list(_tree_lines(nodes, branches, exact=call.arguments.exact, brief=brief, named=bool(owners)))
     call.output.data(aligned(lines, (False, False, True, False)))
 
 
@@ -60,11 +63,13 @@ def du(call: Call) -> None:
     if call.arguments.columns == "help":
         call.output.data(describe(USAGE_FIELDS))
         return
-    table = table_from_arguments(call.arguments, USAGE_FIELDS, _USAGE)
+    table = _table(call, USAGE_FIELDS, _USAGE)
     from dmthin.store import report
 
     with call.store() as store:
-        use = report.usage(store)
+        if owners := owners_of(store):
+            table = _table(call, USAGE_FIELDS, _USAGE, named=True)
+        use = report.usage(store, owners=owners)
     rows = table.sorted(use.volumes)
     total = {"mapped": use.mapped, "exclusive": use.exclusive, "shared": use.shared}
     if call.output.as_json:
@@ -80,7 +85,8 @@ def inspect(call: Call) -> None:
     from dmthin.store import report
 
     with call.store() as store:
-        found = [_detail_json(detail) for detail in report.details(store, call.arguments.names)]
+        names = [meant(store, name) for name in call.arguments.names]
+        found = [_detail_json(detail) for detail in report.details(store, names, owners=owners_of(store))]
     if call.output.as_json:
         call.output.document({"volumes": found})
     else:
@@ -90,15 +96,16 @@ def inspect(call: Call) -> None:
 
 
 def _list(call: Call, default: str, *kinds: "Kind") -> None:
-    arguments: Namespace = call.arguments
-    if arguments.columns == "help":
+    if call.arguments.columns == "help":
         call.output.data(describe(VOLUME_FIELDS))
         return
-    table = table_from_arguments(arguments, VOLUME_FIELDS, default)
+    table = _table(call, VOLUME_FIELDS, default)
     from dmthin.store import report
 
     with call.store() as store:
-        rows = table.sorted(report.volumes(store, *kinds))
+        if owners := owners_of(store):
+            table = _table(call, VOLUME_FIELDS, default, named=True)
+        rows = table.sorted(report.volumes(store, *kinds, owners=owners))
     if call.output.as_json:
         fields = table.columns if table.chosen else VOLUME_FIELDS
         call.output.document({"volumes": [as_json(row, fields) for row in rows]})
@@ -106,19 +113,45 @@ def _list(call: Call, default: str, *kinds: "Kind") -> None:
         call.output.data(table.text(rows))
 
 
+def _table(call: Call, fields: tuple[Field[T], ...], default: str, *, named: bool = False) -> Table[T]:
+    """Return the table that the options ask for; with `named`, its default has an engine's names, but not for scripts.
+
+    Raise InvalidValue for an unknown field.
+    """
+    if named and not call.arguments.tabs:
+        default = default.replace("name,", "name,engine_name,", 1)
+    return table_from_arguments(call.arguments, fields, default, brief=_is_brief(call))
+
+
+def _is_brief(call: Call) -> bool:
+    """Return whether to shorten ids in names: on a terminal, unless --no-trunc is given."""
+    return sys.stdout is not None and sys.stdout.isatty() and not call.arguments.no_trunc
+
+
 def _tree_lines(
-    nodes: "Sequence[TreeNode]", branches: Sequence[str], *, exact: bool, before: str | None = None
+    nodes: "Sequence[TreeNode]",
+    branches: Sequence[str],
+    *,
+    exact: bool,
+    brief: bool = False,
+    named: bool = False,
+    before: str | None = None,
 ) -> Iterator[list[str]]:
-    """Yield name, kind, size and state of each volume, the name after the branches of the tree."""
+    """Yield name, kind, size and state of each volume, the name after the branches of the tree.
+
+    With `brief`, ids in names have 12 digits; with `named`, what an engine calls the volume follows.
+    """
     through, last, pass_by, nothing = branches
     for index, node in enumerate(nodes):
         ends = index + 1 == len(nodes)
         volume = node.volume
         lead = "" if before is None else before + (last if ends else through)
         size = shown(volume.size, Format.SIZE, exact=exact)
-        yield [lead + shown(volume.name, Format.TEXT), volume.kind, size, volume.state]
+        line = [lead + shown(volume.name, Format.NAME, brief=brief), volume.kind, size, volume.state]
+        engine_name = volume.owner.name if volume.owner else ""
+        yield [*line, shown(engine_name, Format.NAME, brief=brief)] if named else line
         below = "" if before is None else before + (nothing if ends else pass_by)
-        yield from _tree_lines(node.children, branches, exact=exact, before=below)
+        yield from _tree_lines(node.children, branches, exact=exact, brief=brief, named=named, before=below)
 
 
 def _node_json(node: "TreeNode") -> dict[str, Any]:

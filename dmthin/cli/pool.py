@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from dmthin.cli import pool_status
 from dmthin.cli.call import Call
+from dmthin.cli.owners import owners_of
 from dmthin.cli.sizes import SizeRequest, human, parse_request
 from dmthin.errors import AlreadyExists, InvalidValue, NoMetadataSpace, Unavailable
 
@@ -129,8 +130,13 @@ def deactivate(call: Call) -> None:
 
 
 def destroy(call: Call) -> None:
-    """Remove all volumes, the pool and the store's files, after confirmation."""
+    """Remove all volumes, the pool and the store's files, after confirmation.
+
+    Raise InUse if an engine has volumes there, unless forced.
+    """
     with call.store() as store:
+        if not call.arguments.force:
+            owners_of(store).require_none_of(store.ledger.volumes())
         if call.options.dry_run:
             from dmthin.cli import pool_plans
 

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from dmthin.cli.call import Call
 from dmthin.cli.fields import VOLUME_FIELDS, as_json
+from dmthin.cli.owners import owners_of
 
 if TYPE_CHECKING:
     from dmthin.store.state.model import Volume
@@ -19,5 +20,6 @@ def report_volume(call: Call, store: "Store", volume: "Volume", text: str, *, da
     if call.output.as_json:
         from dmthin.store import report
 
-        content = {"volume": as_json(report.volume(store, volume.name), VOLUME_FIELDS)}
+        view = report.volume(store, volume.name, owners=owners_of(store))
+        content = {"volume": as_json(view, VOLUME_FIELDS)}
     call.output.changed(text, content, data=data)

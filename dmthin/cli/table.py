@@ -13,7 +13,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Table(Generic[T]):
-    """The options of a table. `sort` lists fields, and whether each sorts descending; `chosen`: by -o."""
+    """The options of a table. `sort` lists fields, and whether each sorts descending; `chosen`: by -o.
+
+    With `brief`, ids in names have 12 digits.
+    """
 
     columns: tuple[Field[T], ...]
     sort: tuple[tuple[Field[T], bool], ...]
@@ -21,6 +24,7 @@ class Table(Generic[T]):
     headings: bool
     tabs: bool
     exact: bool
+    brief: bool = False
 
     def sorted(self, rows: Iterable[T]) -> list[T]:
         """Return the rows in the requested order. Unknown values sort as the smallest."""
@@ -31,7 +35,7 @@ class Table(Generic[T]):
 
     def text(self, rows: Sequence[T], total: Mapping[str, Any] | None = None) -> str:
         """Return the table, ending in a newline unless it is empty. A `total` line is omitted with -H."""
-        lines = [[field.text(row, exact=self.exact) for field in self.columns] for row in rows]
+        lines = [[field.text(row, exact=self.exact, brief=self.brief) for field in self.columns] for row in rows]
         if self.tabs:
             return "".join("\t".join(line) + "\n" for line in lines)
         if total and lines:
@@ -45,9 +49,12 @@ class Table(Generic[T]):
 
 
 def table_from_arguments(
-    arguments: Namespace, fields: tuple[Field[T], ...], default: str, sort: str = "name"
+    arguments: Namespace, fields: tuple[Field[T], ...], default: str, sort: str = "name", *, brief: bool = False
 ) -> Table[T]:
-    """Return the table for the options -o, -O, -H, -p and --noheadings. Raise InvalidValue for an unknown field."""
+    """Return the table for the options -o, -O, -H, -p and --noheadings. Raise InvalidValue for an unknown field.
+
+    With `brief`, ids in names have 12 digits, except with -H.
+    """
     given: str = arguments.columns or ""
     names = default + "," + given[1:] if given.startswith("+") else given or default
     if not _names(names):
@@ -59,6 +66,7 @@ def table_from_arguments(
         headings=not (arguments.noheadings or arguments.tabs),
         tabs=arguments.tabs,
         exact=arguments.exact,
+        brief=brief and not arguments.tabs,
     )
 
 

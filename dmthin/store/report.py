@@ -16,6 +16,7 @@ from dmthin.kernel.devicemapper import DeviceInfo
 from dmthin.kernel.holders import Holder
 from dmthin.kernel.thin import PoolMode, ThinStatus
 from dmthin.pool.metadata import Usage
+from dmthin.store.owners import NO_OWNERS, Owner, Owners
 from dmthin.store.pool import PoolReport
 from dmthin.store.state.model import Kind, State, Volume
 from dmthin.store.store import Store
@@ -46,7 +47,7 @@ class Activity(StrEnum):
 class VolumeView:
     """One volume now. `parent` is a name; `device`, `open_count` and `mapped` are None while it is not active.
 
-    `mounts` are its mount points in this process's namespace.
+    `mounts` are its mount points in this process's namespace. `owner` is the engine that has it, where that was asked.
     """
 
     name: str
@@ -61,6 +62,7 @@ class VolumeView:
     open_count: int | None
     mounts: tuple[str, ...]
     mapped: int | None
+    owner: Owner | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +83,7 @@ class VolumeUsage:
     mapped: int | None
     exclusive: int | None
     shared: int | None
+    owner: Owner | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +110,7 @@ class VolumeDetail:
     holders: tuple[Holder, ...]
 
 
-def volumes(store: Store, *kinds: Kind) -> list[VolumeView]:
+def volumes(store: Store, *kinds: Kind, owners: Owners = NO_OWNERS) -> list[VolumeView]:
     """Return the volumes of these kinds, or all, by name; also those that are being made or removed."""
     every = store.ledger.volumes()
     names = {volume.device_id: volume.name for volume in every}
@@ -120,22 +123,22 @@ def volumes(store: Store, *kinds: Kind) -> list[VolumeView]:
             continue
         name = record.device_name(volume.device_id)
         info = _info(store, name) if name in active else None
-        views.append(_view(volume, names, info, places, _mapped(store, info)[0]))
+        views.append(_view(volume, names, info, places, _mapped(store, info)[0], owners.of(volume.name)))
     return sorted(views, key=lambda view: view.name)
 
 
-def volume(store: Store, name: str) -> VolumeView:
+def volume(store: Store, name: str, *, owners: Owners = NO_OWNERS) -> VolumeView:
     """Return one volume. Raises NotFound."""
-    for view in volumes(store):
+    for view in volumes(store, owners=owners):
         if view.name == name:
             return view
     raise _missing(name)
 
 
-def tree(store: Store) -> tuple[TreeNode, ...]:
+def tree(store: Store, *, owners: Owners = NO_OWNERS) -> tuple[TreeNode, ...]:
     """Return the volumes without a parent, each with its children."""
     children: dict[str | None, list[VolumeView]] = defaultdict(list)
-    for view in volumes(store):
+    for view in volumes(store, owners=owners):
         children[view.parent].append(view)
 
     def grown(parent: str | None) -> tuple[TreeNode, ...]:
@@ -144,19 +147,19 @@ def tree(store: Store) -> tuple[TreeNode, ...]:
     return grown(None)
 
 
-def usage(store: Store) -> UsageReport:
+def usage(store: Store, *, owners: Owners = NO_OWNERS) -> UsageReport:
     """Return what each volume maps, by name, from the pool's metadata. Raises what activation does."""
     blocks = store.pool.usage()
     pool = store.pool.status()
     every = sorted(store.ledger.volumes(), key=lambda volume: volume.name)
-    found = [_usage(volume, blocks.get(volume.device_id), pool.block_size) for volume in every]
+    found = [_usage(one, blocks.get(one.device_id), pool.block_size, owners.of(one.name)) for one in every]
     alone = sum(use.exclusive_blocks for use in blocks.values()) * pool.block_size
     return UsageReport(tuple(found), pool.data_used, alone, max(0, pool.data_used - alone))
 
 
-def details(store: Store, names: Iterable[str]) -> list[VolumeDetail]:
+def details(store: Store, names: Iterable[str], *, owners: Owners = NO_OWNERS) -> list[VolumeDetail]:
     """Return everything about some volumes, in the order of `names`. Raises NotFound for the first that is missing."""
-    by_name = {view.name: view for view in volumes(store)}
+    by_name = {view.name: view for view in volumes(store, owners=owners)}
     record = store.ledger.store()
     found = []
     for name in names:
@@ -215,6 +218,7 @@ def _view(
     info: DeviceInfo | None,
     places: dict[int, list[str]],
     mapped: int | None,
+    owner: Owner | None,
 ) -> VolumeView:
     mounts = tuple(places.get(info.dev, ())) if info else ()
     return VolumeView(
@@ -230,14 +234,15 @@ def _view(
         open_count=info.open_count if info else None,
         mounts=mounts,
         mapped=mapped,
+        owner=owner,
     )
 
 
-def _usage(volume: Volume, use: Usage | None, block_size: int) -> VolumeUsage:
+def _usage(volume: Volume, use: Usage | None, block_size: int, owner: Owner | None) -> VolumeUsage:
     if use is None:  # made or removed since the metadata snapshot
-        return VolumeUsage(volume.name, volume.kind, volume.size, None, None, None)
+        return VolumeUsage(volume.name, volume.kind, volume.size, None, None, None, owner)
     exclusive, shared = use.exclusive_blocks * block_size, use.shared_blocks * block_size
-    return VolumeUsage(volume.name, volume.kind, volume.size, exclusive + shared, exclusive, shared)
+    return VolumeUsage(volume.name, volume.kind, volume.size, exclusive + shared, exclusive, shared, owner)
 
 
 def _activity(volume: Volume, info: DeviceInfo | None, mounts: tuple[str, ...]) -> Activity:

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,3 +85,16 @@ def paste(lines: str) -> None:
     """Run what a dry run has printed, as an administrator would."""
     environment = {**os.environ, "DM_DISABLE_UDEV": "1"}
     subprocess.run(["sh", "-euc", lines], env=environment, check=True, capture_output=True, text=True)
+
+
+def on_terminal(*line: str) -> str:
+    """What a command prints whose output is a terminal, with its own line ends."""
+    reading, writing = os.openpty()
+    with open(reading, "rb", buffering=0) as ours, subprocess.Popen(line, stdout=writing, stdin=writing) as process:
+        os.close(writing)
+        printed = b""
+        with suppress(OSError):  # EIO once the last of its writers has ended
+            while piece := ours.read(1 << 16):
+                printed += piece
+        assert process.wait() == 0, printed
+    return printed.decode().replace("\r\n", "\n")

@@ -13,6 +13,7 @@ from dmthin.cli.listing import _tree_lines
 from dmthin.cli.output import Output, one_line
 from dmthin.cli.progress import ProgressLine, unpacking
 from dmthin.cli.table import Table, aligned, describe, find, table_from_arguments
+from dmthin.docker.owners import of_container
 from dmthin.errors import AlreadyExists, InvalidValue, NoDataSpace
 from dmthin.kernel.thin import PoolMode, PoolStatus
 from dmthin.layers.unpack import Progress
@@ -73,7 +74,8 @@ REPORT = PoolReport(
 
 def table(**options: object) -> Table[VolumeView]:
     given = {"columns": None, "sort": None, "noheadings": False, "tabs": False, "exact": False} | options
-    return table_from_arguments(Namespace(**given), VOLUME_FIELDS, "name,size,state")
+    brief = bool(given.pop("brief", False))
+    return table_from_arguments(Namespace(**given), VOLUME_FIELDS, "name,size,state", brief=brief)
 
 
 def test_columns_are_aligned_under_their_headings() -> None:
@@ -127,11 +129,17 @@ def test_a_total_stands_in_its_columns_and_not_in_what_scripts_read() -> None:
 
 def test_one_table_of_fields_feeds_json_and_help() -> None:
     names = [field.name for field in VOLUME_FIELDS]
-    assert set(names) == {field.name for field in fields(VolumeView)}
-    assert {field.name for field in USAGE_FIELDS} == {field.name for field in fields(VolumeUsage)}
+    of_owner = {"engine", "engine_name", "engine_id"}
+    assert set(names) - of_owner == {field.name for field in fields(VolumeView)} - {"owner"}
+    assert {field.name for field in USAGE_FIELDS} - of_owner == {field.name for field in fields(VolumeUsage)} - {
+        "owner"
+    }
     assert list(as_json(WEB, VOLUME_FIELDS)) == names
     assert json.loads(json.dumps(as_json(IMAGE, VOLUME_FIELDS)))["mapped"] is None
     assert as_json(WEB, VOLUME_FIELDS)["mounts"] == ["/mnt/a\tb", "/srv"]
+    assert as_json(WEB, VOLUME_FIELDS)["engine_name"] is None
+    owned = as_json(replace(WEB, owner=of_container("8" * 64, "web")), VOLUME_FIELDS)
+    assert (owned["engine"], owned["engine_name"], owned["engine_id"]) == ("dockerd", "web", "8" * 64)
     text = describe(VOLUME_FIELDS)
     assert all(name in text for name in names)
     assert find(VOLUME_FIELDS, "fs").name == "file_system"
@@ -141,6 +149,21 @@ def test_names_of_files_do_not_break_lines() -> None:
     assert one_line("a\nb\x1b[31m\udcff") == "a\\nb\\x1b[31m\\udcff"
     assert shown("x\ny", Format.TEXT) == "x\\ny"
     assert aligned([["a", "b"], ["ccc", ""]]) == "a    b\nccc\n"
+
+
+def test_ids_are_short_on_a_terminal_only() -> None:
+    layer, root = "7" * 64, "5" * 64
+    volume = replace(WEB, name=root, parent=layer, owner=of_container("8" * 64, "web"))
+    columns = {"columns": "name,parent,engine_name,engine_id,engine"}
+    assert table(brief=True, **columns, noheadings=True).text([volume]) == (
+        "555555555555  777777777777  web  888888888888  dockerd\n"
+    )
+    full = [root, layer, "web", "8" * 64, "dockerd"]
+    for options in ({}, {"brief": True, "tabs": True}):
+        assert table(**options, **columns, noheadings=True).text([volume]).split() == full
+    nodes = (TreeNode(volume, (TreeNode(IMAGE, ()),)),)
+    lines = list(_tree_lines(nodes, ("|- ", "`- ", "|  ", "   "), exact=False, brief=True, named=True))
+    assert [(line[0], line[-1]) for line in lines] == [("5" * 12, "web"), ("`- debian:13", "-")]
 
 
 def test_a_tree_in_both_alphabets() -> None:

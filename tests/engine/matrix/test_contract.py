@@ -3,7 +3,10 @@
 The first line of a test's docstring heads its row in docs/engines.md.
 """
 
+import json
+import os
 import signal
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -42,6 +45,13 @@ def mebibytes(engine: Engine, size: int = 0) -> int:
     return int(said[-1])
 
 
+def dmthin(engine: Engine, *words: str) -> "subprocess.CompletedProcess[str]":
+    """The command on the engine's store; only a dockerd of Docker 28 or later has names elsewhere."""
+    environment = os.environ | {"DMTHIN_DOCKER_ROOT": str(engine.folder / "docker")}
+    line = ["dmthin", "--root", str(engine.root()), *words]
+    return subprocess.run(line, capture_output=True, text=True, env=environment)
+
+
 def tidied(engine: Engine) -> list[str]:
     """What dmthin holds once nothing is left that the engine may remove."""
     engine.tidy()
@@ -65,6 +75,24 @@ def check_written(engine: Engine, image: str) -> None:
 def test_load_and_run(engine: Engine) -> None:
     """load of an image with whiteouts, run."""
     until(lambda: seen(engine) == SEEN)
+
+
+def test_names(engine: Engine) -> None:
+    """dmthin list, inspect and resize by the container's name; rm of it is refused."""
+    engine.begin(IMAGE, "web")
+    shown = {one["engine_name"]: one["name"] for one in json.loads(dmthin(engine, "--json", "list").stdout)["volumes"]}
+    image = f"{IMAGE}:latest" if type(engine) is DockerPlugin else "image of web"
+    assert {"web", image} <= set(shown)
+    for text in ("web", shown["web"]):
+        assert json.loads(dmthin(engine, "inspect", text).stdout)[0]["name"] == shown["web"]
+    done = dmthin(engine, "container", "resize", "web", "1G")
+    assert (done.returncode, done.stderr) == (0, "resized web: 512M -> 1G\n")
+    assert int(engine.execute("web", "df -m / | { read head; read name size rest; echo $size; }")) > 900
+    refused = dmthin(engine, "container", "rm", "web")
+    assert refused.returncode == 5
+    assert '"web"' in refused.stderr
+    assert refused.stderr.endswith("or give --force\n")
+    engine.execute("web", "true")
 
 
 def test_exec_and_two_containers(engine: Engine) -> None:

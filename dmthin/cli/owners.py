@@ -1,0 +1,41 @@
+"""The engines that have volumes of a store: their names for volumes, and the protection of what is theirs."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dmthin.store.owners import Owners
+
+if TYPE_CHECKING:
+    from dmthin.store.state.model import Kind
+    from dmthin.store.store import Store
+
+
+def owners_of(store: "Store") -> Owners:
+    """Return what dockerd and containerd call the volumes of a store, by dockerd's records and the ledger."""
+    from dmthin.containerd.owners import containerd_owners
+    from dmthin.docker.owners import ContainerKeys, docker_owners
+    from dmthin.docker.records import DockerRecords, default_data_root
+    from dmthin.errors import NotFound
+
+    found = containerd_owners(store.snapshots.every(), ContainerKeys(default_data_root()))
+    try:
+        records = DockerRecords(Path(os.path.realpath(store.layout.root)))
+    except NotFound:
+        return Owners(found)
+    return Owners(docker_owners(records, [volume.name for volume in store.ledger.volumes()]) | found)
+
+
+def meant(store: "Store", text: str, *kinds: "Kind") -> str:
+    """Return the name of the volume that a user means by its name, an engine's name or id, or the beginning of an id.
+
+    Return `text` itself if there is none. Raise InvalidValue if it may be several volumes.
+    """
+    if store.ledger.find(text) is not None:
+        return text
+    return owners_of(store).meant(text, store.ledger.volumes(), *kinds)
+
+
+def require_unowned(store: "Store", name: str) -> None:
+    """Raise InUse, which says whose it is, if an engine has the volume with that name."""
+    owners_of(store).require_none(name)
