@@ -16,6 +16,7 @@ def add_serve(nouns: Any) -> None:
         "dmthin serve --docker /run/docker/plugins/dmthin.sock -v",
         "dmthin --root /var/lib/dmthin --storage-opt dm.basesize=20G serve --containerd",
         "dmthin serve --containerd --snapshotter dmthin --snapshotter big=/srv/dmthin,size=100G",
+        "dmthin serve --containerd --docker-root /var/lib/docker",
         note="Start it before dockerd, which needs the options `--experimental --storage-driver dmthin`, or containerd,"
         " which needs the configuration that `dmthin system containerd-config --write` makes. A store for containerd is"
         " created if it does not exist.",
@@ -37,6 +38,12 @@ def add_serve(nouns: Any) -> None:
     _add_snapshotter(verb)
     containerd_help = "containerd's own socket, for layers (default: /run/containerd/containerd.sock)"
     verb.add_argument("--containerd-address", metavar="SOCKET", help=containerd_help)
+    verb.add_argument(
+        "--docker-root",
+        metavar="DIR",
+        help="dockerd's data root, such as /var/lib/docker: its containers on --containerd get the size of"
+        " `docker run --storage-opt size=`, which dockerd 28 and later ignores (default: they do not)",
+    )
     verb.add_argument(
         "--print-containerd-config", action="store_true", help="print the lines for containerd's config.toml, and exit"
     )

@@ -25,6 +25,13 @@ def serve(call: Call) -> None:
         raise InvalidValue("--cri, --diff and --config-version require --print-containerd-config")
     if given.containerd_address and not (containerd or given.print_containerd_config):
         raise InvalidValue("--containerd-address requires --containerd")
+    if given.docker_root and not (containerd or given.print_containerd_config):
+        raise InvalidValue(
+            "--docker-root requires --containerd",
+            hint="with --docker, dockerd itself passes the sizes of its containers",
+        )
+    if given.docker_root and not given.docker_root.startswith("/"):
+        raise InvalidValue(f"--docker-root is not an absolute path: {given.docker_root!r}")
 
     from dmthin.containerd.config import parse_snapshotters
     from dmthin.daemon import systemd
@@ -51,5 +58,6 @@ def serve(call: Call) -> None:
             snapshotters=snapshotters,
             options=tuple(options.store_options),
             address=Path(given.containerd_address) if given.containerd_address else CONTAINERD_ADDRESS,
+            docker_root=Path(given.docker_root) if given.docker_root else None,
         )
     )

@@ -7,6 +7,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from dmthin.containerd.docker_containers import DockerContainers
 from dmthin.containerd.snapshotter import Snapshotter
 from dmthin.containerd.usage import UsageCounter
 from dmthin.errors import DmthinError, InvalidValue
@@ -45,13 +46,17 @@ def parse_snapshotters(texts: Iterable[str], root: Path) -> tuple[SnapshotterCon
 
 
 @contextmanager
-def open_snapshotters(configs: Iterable[SnapshotterConfig], options: Iterable[str]) -> Iterator[list[Snapshotter]]:
+def open_snapshotters(
+    configs: Iterable[SnapshotterConfig], options: Iterable[str], docker_root: Path | None = None
+) -> Iterator[list[Snapshotter]]:
     """Open the stores of the snapshotters, created where missing, and activate their pools.
 
-    `options` are storage options. Background work that an earlier process left undone is queued again. Raise what
-    `ensure_store` raises. A pool that cannot be activated is not an error here, but in each call that needs it.
+    `options` are storage options; `docker_root` is the data root of a dockerd whose containers are to have their sizes.
+    Background work that an earlier process left undone is queued again. Raise what `ensure_store` raises. A pool that
+    cannot be activated is not an error here, but in each call that needs it.
     """
     options = tuple(options)
+    containers = None if docker_root is None else DockerContainers(docker_root)
     stores: dict[Path, tuple[Store, UsageCounter]] = {}
     with ExitStack() as stack:
         snapshotters = []
@@ -69,7 +74,8 @@ def open_snapshotters(configs: Iterable[SnapshotterConfig], options: Iterable[st
                     store.cleanup.deactivate_idle(Kind.IMAGE)
                     store.layers.prepare_base()
             store, usage = stores[root]
-            snapshotters.append(Snapshotter(config.name, store, usage, config.size or store.options.base_size))
+            base_size = config.size or store.options.base_size
+            snapshotters.append(Snapshotter(config.name, store, usage, base_size, containers))
         yield snapshotters
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dmthin.containerd import filters
+from dmthin.containerd.docker_containers import DockerContainers
 from dmthin.containerd.usage import UsageCounter
 from dmthin.errors import AlreadyExists, DmthinError, InUse, InvalidValue, NotFound
 from dmthin.kernel.devicemapper import DeviceInfo
@@ -17,7 +18,7 @@ from dmthin.pool import filesystem
 from dmthin.store.snapshots import Labels, Snapshots
 from dmthin.store.state.model import Snapshot, SnapshotKind
 from dmthin.store.store import Store
-from dmthin.units import parse_size, volume_size
+from dmthin.units import format_exact, parse_size, volume_size
 
 logger = logging.getLogger(__name__)
 
@@ -41,10 +42,21 @@ class MountSpec:
 
 
 class Snapshotter:
-    """The snapshots of one snapshotter name. `base_size` is the size in bytes of snapshots without a parent."""
+    """The snapshots of one snapshotter name. `base_size` is the size in bytes of snapshots without a parent.
 
-    def __init__(self, name: str, store: Store, usage: UsageCounter, base_size: int) -> None:
+    With `containers`, those of a dockerd, its containers get the sizes that they were created with.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        store: Store,
+        usage: UsageCounter,
+        base_size: int,
+        containers: DockerContainers | None = None,
+    ) -> None:
         self.name = name
+        self._containers = containers
         self._store = store
         self._usage = usage
         self._base_size = base_size
@@ -72,10 +84,16 @@ class Snapshotter:
         return self._mount(snapshot, info)
 
     def mounts(self, key: str) -> MountSpec:
-        """Return the mount of an active snapshot or a view. Raise NotFound, or InUse for a committed snapshot."""
+        """Return the mount of an active snapshot or a view, the former grown to what dockerd's container is to have.
+
+        Raise NotFound, InUse for a committed snapshot, InvalidValue for a size that the container cannot have, and what
+        `Snapshots.ensure_size` raises.
+        """
         snapshot = self._snapshots.get(self.name, key)
         if snapshot.kind is SnapshotKind.COMMITTED:
             raise InUse(f"the {snapshot.title} has no mount", hint="prepare a snapshot or a view on it")
+        if self._containers is not None and snapshot.kind is SnapshotKind.ACTIVE:
+            snapshot = self._sized(snapshot, self._containers)
         return self._mount(snapshot, self._snapshots.activate(snapshot))
 
     def commit(self, name: str, key: str, labels: Labels, parent: str) -> None:
@@ -154,6 +172,21 @@ class Snapshotter:
             self._snapshots.adopt(self.name, f"{key} {reference}", parent, labels, source)
             logger.info("%s: published the layer %s as a copy of %r", self.name, reference, source.key)
         return True
+
+    def _sized(self, snapshot: Snapshot, containers: DockerContainers) -> Snapshot:
+        """Return a snapshot with the size that its container was created with. Raise as `mounts` does."""
+        try:
+            if (size := containers.size(snapshot.key)) is None:
+                return snapshot
+            sized = self._snapshots.ensure_size(snapshot, size)
+        except InvalidValue as error:
+            raise InvalidValue(
+                f"dockerd's container {snapshot.key.rpartition('/')[2]}: {error.message}",
+                hint="remove the container, and create it with another --storage-opt",
+            ) from None
+        if sized is not snapshot:
+            logger.info("%s: grew the %s to %s", self.name, sized.title, format_exact(sized.volume.size))
+        return sized
 
     def _mount(self, snapshot: Snapshot, info: DeviceInfo) -> MountSpec:
         volume = snapshot.volume

@@ -36,7 +36,8 @@ class FrontEnds:
     """The front ends to serve. `docker` and `containerd` are the paths of their sockets, None to leave one out.
 
     `snapshotters` are containerd's; `options` are the storage options with which their stores are created and opened.
-    `address` is containerd's own socket, where its content store is.
+    `address` is containerd's own socket, where its content store is. `docker_root` is the data root of a dockerd whose
+    containers get the sizes that they were created with.
     """
 
     docker: Path | None = None
@@ -44,6 +45,7 @@ class FrontEnds:
     snapshotters: tuple[SnapshotterConfig, ...] = ()
     options: tuple[str, ...] = ()
     address: Path = CONTAINERD_ADDRESS
+    docker_root: Path | None = None
 
 
 def serve(front_ends: FrontEnds) -> None:
@@ -118,7 +120,7 @@ async def _containerd(listener: Listener, front_ends: FrontEnds) -> AsyncIterato
     from dmthin.containerd.config import open_snapshotters
     from dmthin.containerd.server import ContainerdFrontEnd
 
-    stores = open_snapshotters(front_ends.snapshotters, front_ends.options)
+    stores = open_snapshotters(front_ends.snapshotters, front_ends.options, front_ends.docker_root)
     opening = asyncio.ensure_future(asyncio.to_thread(stores.__enter__))
     front_end = ContainerdFrontEnd(opening, front_ends.address)
     server = Server([front_end])

@@ -1,4 +1,4 @@
-"""Opening directories below a directory, and never outside of it: openat2(2), linux/openat2.h."""
+"""Opening directories and files below a directory, and never outside of it: openat2(2), linux/openat2.h."""
 
 import ctypes
 import errno
@@ -25,6 +25,7 @@ class _OpenHow(ctypes.Structure):
 
 _ANY_BELOW = _OpenHow(DIRECTORY, 0, _IN_ROOT | _NO_MAGICLINKS | _NO_XDEV)
 _OWN_ENTRY = _OpenHow(DIRECTORY, 0, _BENEATH | _NO_SYMLINKS | _NO_XDEV)
+_FILE = _OpenHow(os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC, 0, _BENEATH | _NO_SYMLINKS)
 
 
 def open_below(root_fd: int, path: bytes) -> int:
@@ -41,6 +42,14 @@ def open_entry(parent_fd: int, name: bytes) -> int:
     Raise OSError: ELOOP if it is a symbolic link, EXDEV if it is a mount point.
     """
     return _openat2(parent_fd, name, _OWN_ENTRY)
+
+
+def open_file(root_fd: int, path: bytes) -> int:
+    """Return a descriptor of whatever is at `path` below `root_fd`, to read it. It does not wait for a fifo's writer.
+
+    Raise OSError: ELOOP if a symbolic link is on the way or is its end.
+    """
+    return _openat2(root_fd, path, _FILE)
 
 
 def _openat2(fd: int, path: bytes, how: _OpenHow) -> int:

@@ -20,6 +20,7 @@ from dmthin.store.state.snapshot_table import SnapshotTable, volume_name
 from dmthin.store.volumes.children import Children, plan_child
 from dmthin.store.volumes.cleanup import Cleanup
 from dmthin.store.volumes.volumes import Volumes
+from dmthin.units import format_exact
 
 Labels = Mapping[str, str]
 
@@ -89,6 +90,20 @@ class Snapshots:
         """Return the device of an active snapshot or a view, created again if it has gone. Raises NotFound."""
         with self._volumes.locks.locked(snapshot.volume) as volume:
             return self._volumes.activate(volume)
+
+    def ensure_size(self, snapshot: Snapshot, size: int) -> Snapshot:
+        """Grow an active snapshot and its file system, mounted or not, unless it has `size` bytes; return it so.
+
+        Raises InvalidValue for less than its parent has, and what `Volumes.grow` raises.
+        """
+        volume = snapshot.volume
+        below = None if volume.parent is None else self._ledger.by_id(volume.parent)
+        if below is not None and size < below.size:
+            now = format_exact(below.size)
+            raise InvalidValue(f"size {format_exact(size)} is less than the {now} that it was made with")
+        if size <= volume.size:
+            return snapshot
+        return replace(snapshot, volume=self._volumes.grow(volume, size, or_more=True))
 
     def at(self, node: Path) -> Snapshot | None:
         """Return the snapshot whose block device is at `node`, None for any other file or device."""

@@ -29,10 +29,11 @@ _ENVIRONMENT = {"PATH": PATH}
 
 
 class Containerd:
-    """One containerd, its dmthin and its command line."""
+    """One containerd, its dmthin and its command line. `docker_root` is the data root of a dockerd on it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, docker_root: Path | None = None) -> None:
         self.folder = folder
+        self._docker_root = docker_root
         self.state = Path("/run") / folder.name
         self.stores = {DMTHIN: folder / "dmthin", LARGE: folder / "dmthin", SMALL: folder / "small"}
         self.socket = Path(f"/run/{folder.name}.sock")
@@ -51,7 +52,9 @@ class Containerd:
         snapshotters = (DMTHIN, f"{LARGE},size=1G", f"{SMALL}={self.stores[SMALL]}")
         chosen = [word for snapshotter in snapshotters for word in ("--snapshotter", snapshotter)]
         options = ("--root", str(self.stores[DMTHIN]), "--storage-opt", "dm.basesize=512M")
-        return [*options, "serve", "--containerd", str(self.proxy), "--containerd-address", str(self.socket), *chosen]
+        dockers = ["--docker-root", str(self._docker_root)] if self._docker_root else []
+        serving = ["serve", "--containerd", str(self.proxy), "--containerd-address", str(self.socket)]
+        return [*options, *serving, *dockers, *chosen]
 
     def write_config(self, *words: str, version: int = 2) -> None:
         """What dmthin prints with more words, after the places that a second containerd on one machine must have."""

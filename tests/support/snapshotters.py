@@ -31,17 +31,19 @@ OPTIONS = ("dm.loopdatasize=4G", "dm.loopmetadatasize=64M", "dm.basesize=320M")
 class Daemon:
     """`dmthin serve --containerd` with its stores in one folder, started and killed as often as a test likes.
 
-    `snapshotters` are values of --snapshotter.
+    `snapshotters` are values of --snapshotter, `words` more options of `serve`.
     """
 
-    def __init__(self, folder: Path, *snapshotters: str, options: Collection[str] = OPTIONS) -> None:
+    def __init__(
+        self, folder: Path, *snapshotters: str, options: Collection[str] = OPTIONS, words: Collection[str] = ()
+    ) -> None:
         self.root = folder / "store"
         self.socket = folder / "socket"
         self.log = folder / "log"
         self._line = [sys.executable, "-m", "dmthin", "--root", str(self.root)]
         self._line += [word for option in options for word in ("--storage-opt", option)]
         self._line += ["serve", "--containerd", str(self.socket)]
-        self._line += [word for text in snapshotters for word in ("--snapshotter", text)]
+        self._line += [*(word for text in snapshotters for word in ("--snapshotter", text)), *words]
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self, **environment: str) -> None:
@@ -76,10 +78,14 @@ class Daemon:
 
 @contextmanager
 def serving(
-    folder: Path, *snapshotters: str, options: Collection[str] = OPTIONS, stores: Collection[Path] = ()
+    folder: Path,
+    *snapshotters: str,
+    options: Collection[str] = OPTIONS,
+    words: Collection[str] = (),
+    stores: Collection[Path] = (),
 ) -> Iterator[Daemon]:
     """A daemon that serves; its store and the `stores` are checked and destroyed in the end."""
-    daemon = Daemon(folder, *snapshotters, options=options)
+    daemon = Daemon(folder, *snapshotters, options=options, words=words)
     with ExitStack() as stack:
         for root in (daemon.root, *stores):
             stack.callback(_take_down, root)

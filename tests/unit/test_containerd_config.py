@@ -58,6 +58,8 @@ def test_the_command_prints_it(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (["serve", "--docker", "--snapshotter", "a"], "--snapshotter requires --containerd"),
         (["serve", "--docker", "--containerd-address", "/x"], "--containerd-address requires --containerd"),
+        (["serve", "--docker", "--docker-root", "/x"], "--docker-root requires --containerd"),
+        (["serve", "--containerd", "--docker-root", "x"], "--docker-root is not an absolute path: 'x'"),
         (["--storage-opt", "size=1G", "serve", "--containerd"], "the storage option size is valid for"),
         (["serve", "--containerd", "--snapshotter", "a b"], "invalid snapshotter name 'a b'"),
         (["serve", "--containerd", "--json"], "neither --dry-run nor --json"),

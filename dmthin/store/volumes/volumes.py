@@ -123,14 +123,18 @@ class Volumes:
             self.deactivate(volume)
             return bool(mounts)
 
-    def grow(self, volume: Volume, size: int) -> Volume:
+    def grow(self, volume: Volume, size: int, *, or_more: bool = False) -> Volume:
         """Grow a volume and its file system to `size` bytes, mounted or not; return the volume then.
+
+        With `or_more`, one that has been made that large or larger meanwhile is left as it is.
 
         If that fails or is interrupted, the volume has its former size again, or what its file system has reached.
         Raises InvalidValue (less than now, or no size for the file system), InUse (open elsewhere), NoDataSpace,
         PartlyDone (the file system is grown by a part), and what the program that grows it gives.
         """
         with self.locks.locked(volume) as volume:
+            if or_more and volume.size >= size:
+                return volume
             larger = self.plan_growth(volume, size)
             with self.recovery.transaction() as pool:
                 pool.thin.require_data_space(0)

@@ -129,7 +129,7 @@ class DockerStore(OnContainerd, DockerPlugin):
     kind = "dockerd, containerd image store"
 
     def _make(self, name: str, driver: str) -> Docker:
-        self.containerd = Containerd(SCRATCH / f"{name}-containerd")
+        self.containerd = Containerd(SCRATCH / f"{name}-containerd", docker_root=SCRATCH / name / "docker")
         return _DockerOnContainerd(SCRATCH / name, self.containerd)
 
     def tidy(self) -> None:

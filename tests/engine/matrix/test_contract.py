@@ -16,16 +16,13 @@ from enginelib.daemons import Failed, tar_of
 from enginelib.waiting import until
 from tests.engine.matrix.base import Engine
 from tests.engine.matrix.conftest import IMAGE, Finding
-from tests.engine.matrix.engines import DockerPlugin, DockerStore
+from tests.engine.matrix.engines import DockerPlugin
 
 LOOK = "find /srv; cat /etc/motd /srv/new /srv/hidden/c"
 SEEN = {"/srv", "/srv/old", "/srv/new", "/srv/hidden", "/srv/hidden/c", "changed", "of the second", "of the third"}
 
 HELD = "find /srv /etc/motd /bin -exec stat -c '%n %F %a %u:%g %h %s %Y' {} ';' -type f -exec busybox md5sum {} ';'"
 """Tells what a container holds: names, kinds, modes, owners, links, sizes, times, and what is in files."""
-
-IGNORES_SIZE = (DockerStore,)
-"""The engines that accept `--storage-opt size=` and tell their snapshotter nothing of it: take out what works."""
 
 
 def seen(engine: Engine, image: str = IMAGE) -> set[str]:
@@ -169,15 +166,12 @@ def test_save_and_load(engine: Engine, tmp_path: Path) -> None:
         other.take_down()
 
 
-def test_sizes(engine: Engine, finding: Finding) -> None:
+def test_sizes(engine: Engine) -> None:
     """a size for one container."""
     assert 256 < mebibytes(engine) < 512
-    large = mebibytes(engine, 2 * GIB)
-    if isinstance(engine, IGNORES_SIZE):
-        assert large < 512
-        finding("no: dockerd takes `--storage-opt size=` and does not pass it on")
-    else:
-        assert 1800 < large < 2048
+    assert 1800 < mebibytes(engine, 2 * GIB) < 2048
+    with pytest.raises(Failed, match="size 256M is less than the 512M"):
+        engine.once(IMAGE, "true", 256 * MIB)
 
 
 def test_removed_is_gone(engine: Engine) -> None:

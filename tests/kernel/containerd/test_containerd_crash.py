@@ -25,6 +25,7 @@ from dmthin.units import MIB
 from enginelib import snapshots as client
 from enginelib.snapshots import Snapshots
 from enginelib.waiting import until
+from tests.support.docker_records import record_container
 from tests.support.processes import run_until_killed
 from tests.support.snapshotters import Daemon, collect_garbage, crash, layer, mounted, refused, serving
 from tests.support.stores import MANY_EDGES, check_store, kernel_state, scratch_folder
@@ -32,6 +33,8 @@ from tests.support.stores import MANY_EDGES, check_store, kernel_state, scratch_
 UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
 LABELS = {"containerd.io/snapshot/k": "v"}
 LAYER = {REFERENCE: "sha256:1"}
+CONTAINER = f"moby/1/{'0c' * 32}"
+"""The key of dockerd's container."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +102,13 @@ def _without_its_device(snapshotter: Snapshotter) -> None:
         store.volumes.deactivate(store.ledger.ready("@snapshot/dmthin/key"))
 
 
+def _container(snapshotter: Snapshotter) -> None:
+    """dockerd's container as it is before its first start."""
+    _base(snapshotter)
+    record_container(_docker_root(_root(snapshotter)), CONTAINER, {"size": "400M"})
+    snapshotter.prepare(CONTAINER, "base", {})
+
+
 def _seed(snapshotter: Snapshotter) -> None:
     """A layer that another snapshotter of the store has."""
     with _snapshotter(_root(snapshotter), "other") as other, suppress(AlreadyExists):
@@ -135,11 +145,16 @@ def _works(kind: SnapshotKind, **files: str) -> Callable[[Snapshotter], None]:
     return holds
 
 
-def _is_large(snapshotter: Snapshotter) -> None:
-    with _mounted(snapshotter, snapshotter.mounts("key")) as root:
-        figures = os.statvfs(root)
-        assert figures.f_blocks * figures.f_frsize > 320 * MIB
-        assert (root / "file").read_text() == "of the base"
+def _is_large(key: str) -> Callable[[Snapshotter], None]:
+    """The snapshot is larger than the base, and its file system too."""
+
+    def holds(snapshotter: Snapshotter) -> None:
+        with _mounted(snapshotter, snapshotter.mounts(key)) as root:
+            figures = os.statvfs(root)
+            assert figures.f_blocks * figures.f_frsize > 320 * MIB
+            assert (root / "file").read_text() == "of the base"
+
+    return holds
 
 
 def _is_committed(snapshotter: Snapshotter) -> None:
@@ -181,7 +196,7 @@ CALLS = (
     Call(
         "prepare-grown",
         lambda s: s.prepare("key", "base", {MAX_SIZE: str(400 * MIB)}),
-        _is_large,
+        _is_large("key"),
         prepare=_base,
         done=(AlreadyExists,),
     ),
@@ -205,6 +220,7 @@ CALLS = (
         _works(SnapshotKind.ACTIVE, file="of the base"),
         prepare=_without_its_device,
     ),
+    Call("mounts-grown", lambda s: s.mounts(CONTAINER), _is_large(CONTAINER), prepare=_container),
     Call("commit", lambda s: s.commit("name", "key", {}, ""), _is_committed, prepare=_active),
     Call("remove", lambda s: s.remove("key"), _is_gone("key"), prepare=_active, done=(NotFound,)),
     Call("remove-committed", lambda s: s.remove("name"), _is_gone("name"), prepare=_committed_child, done=(NotFound,)),
@@ -271,8 +287,12 @@ def _run(root: Path, call: Call, edges: int) -> None:
 @contextmanager
 def _snapshotter(root: Path, name: str = "dmthin") -> Iterator[Snapshotter]:
     """As a daemon that has just begun has it."""
-    with open_snapshotters((SnapshotterConfig(name, root),), ()) as (snapshotter,):
+    with open_snapshotters((SnapshotterConfig(name, root),), (), _docker_root(root)) as (snapshotter,):
         yield snapshotter
+
+
+def _docker_root(root: Path) -> Path:
+    return root.with_name("docker")
 
 
 def _root(snapshotter: Snapshotter) -> Path:
