@@ -101,7 +101,7 @@ async def _docker(listener: Listener) -> AsyncIterator[None]:
     from dmthin.docker.driver import Driver
     from dmthin.docker.server import DockerFrontEnd
 
-    front_end = DockerFrontEnd(Driver(RUN_FOLDER / f"{listener.path.stem}.json"))
+    front_end = DockerFrontEnd(Driver(RUN_FOLDER / f"{listener.path.stem}.json", systemd.log_place()))
     runner = web.AppRunner(
         front_end.application(), access_log=None, keepalive_timeout=_IDLE_SECONDS, shutdown_timeout=_SHUTDOWN_SECONDS
     )

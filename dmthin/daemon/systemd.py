@@ -3,8 +3,10 @@
 import logging
 import os
 import socket
+import stat
 from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import Path
 
 from dmthin import steps
 
@@ -42,6 +44,24 @@ def passed_sockets() -> Iterator[tuple[str, socket.socket]]:
         passed = socket.socket(fileno=_LISTEN_FDS_START + number)
         passed.set_inheritable(False)
         yield (names[number] if number < len(names) else ""), passed
+
+
+def log_place() -> str:
+    """Return where the log is, for a person to read: a command, or the file that is standard error; else empty."""
+    try:
+        status = os.fstat(2)
+        if os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}":  # systemd.exec(5)
+            unit = _unit(Path("/proc/self/cgroup").read_text())
+            return f"journalctl -u {unit}" if unit else "journalctl"
+        return str(Path("/proc/self/fd/2").readlink()) if stat.S_ISREG(status.st_mode) else ""
+    except OSError:
+        return ""
+
+
+def _unit(cgroups: str) -> str:
+    """Return the service in cgroups(7)' list of a process's groups, empty if there is none."""
+    units = (part for line in cgroups.splitlines() for part in reversed(line.split("/")) if part.endswith(".service"))
+    return next(units, "")
 
 
 class JournalFormatter(logging.Formatter):

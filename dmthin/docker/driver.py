@@ -31,11 +31,13 @@ _ATTEMPTS = 3
 class Driver:
     """The graphdriver of one dockerd.
 
-    `state_file` records the Init request. It must survive a restart of this process, but not a reboot.
+    `state_file` records the Init request. It must survive a restart of this process, but not a reboot. `log` is where
+    this process logs, as `docker info` is to show it.
     """
 
-    def __init__(self, state_file: Path) -> None:
+    def __init__(self, state_file: Path, log: str = "") -> None:
         self._state_file = state_file
+        self._log = log
         self._queue = BackgroundQueue("docker")
         self._lock = threading.Lock()
         self._store: Store | None = None
@@ -147,7 +149,7 @@ class Driver:
 
     def status(self) -> Pairs:
         """Return the driver status for `docker info`."""
-        return status_pairs(self.store)
+        return status_pairs(self.store, self._log)
 
     def metadata(self, layer: str) -> dict[str, str]:
         """Return a layer's data for `docker inspect`. Raise NotFound."""

@@ -234,7 +234,10 @@ async def _log_and_translate(request: web.Request, handler: Handler) -> web.Stre
 
 
 def _failed(request: web.Request, error: DmthinError, status: int) -> web.Response:
-    logger.error("%s: %s", request.path.removeprefix("/"), error)
+    call = request.path.removeprefix("/")
+    if call == "GraphDriver.Init":  # dockerd logs the reason as well, but its last words are without it
+        call += ": dockerd does not start, and ends with 'driver not supported'"
+    logger.error("%s: %s", call, error)
     return _answer({"Err": str(error)}, status)
 
 

@@ -1,4 +1,4 @@
-"""The driver's data for `docker info` and `docker inspect`: the fields of Docker's devicemapper driver, and two more.
+"""The driver's data for `docker info` and `docker inspect`: the fields of Docker's devicemapper driver, and three more.
 
 Sizes have the format of that driver: decimal units, four digits.
 """
@@ -17,8 +17,11 @@ Pairs = list[list[str]]
 """Lists of a label and a value."""
 
 
-def status_pairs(store: Store) -> Pairs:
-    """Return the driver's status, in Docker's order. It is read from the kernel and does not wait for any lock."""
+def status_pairs(store: Store, log: str = "") -> Pairs:
+    """Return the driver's status, in Docker's order, and where its log is.
+
+    It is read from the kernel and does not wait for any lock.
+    """
     report = store.pool.status()
     options = store.options
     data_node, metadata_node = _nodes(store)
@@ -45,6 +48,7 @@ def status_pairs(store: Store) -> Pairs:
         ["Library Version", f"dm ioctl {store.dm.version()}"],
         ["Pool Mode", str(report.status.mode) if report.status else "inactive"],
         ["Pool Needs Check", str(report.status.needs_check).lower() if report.status else "unknown"],
+        ["Log", log],
     ]
     return [pair for pair in pairs if pair[1]]
 

@@ -57,6 +57,43 @@ def test_a_passed_socket_stays(tmp_path: Path) -> None:
     assert path.exists()
 
 
+_TELL = "from dmthin.daemon import systemd; print(systemd.log_place())"
+
+
+@pytest.mark.parametrize(
+    ("groups", "unit"),
+    [
+        ("0::/system.slice/dmthin-docker.service\n", "dmthin-docker.service"),
+        ("0::/system.slice/dmthin-docker.service/payload\n", "dmthin-docker.service"),
+        ("1:name=systemd:/system.slice/a.service\n0::/\n", "a.service"),
+        ("0::/user.slice/user-0.slice/session-1.scope\n", ""),
+        ("0::/\n", ""),
+        ("", ""),
+    ],
+)
+def test_the_service_among_a_processs_groups(groups: str, unit: str) -> None:
+    assert systemd._unit(groups) == unit
+
+
+def test_the_log_is_a_file_where_standard_error_is_one(tmp_path: Path) -> None:
+    with (tmp_path / "log").open("w") as log:
+        done = subprocess.run([sys.executable, "-c", _TELL], stderr=log, stdout=subprocess.PIPE, text=True, check=True)
+    assert done.stdout == f"{tmp_path / 'log'}\n"
+
+
+def test_the_log_of_one_whose_standard_error_is_the_journals(tmp_path: Path) -> None:
+    """Only if it still is: a shell may have redirected it."""
+    reading, writing = os.pipe()
+    status = os.fstat(writing)
+    line = [sys.executable, "-c", _TELL]
+    for inode, started in ((status.st_ino, "journalctl"), (status.st_ino + 1, "")):
+        environment = {**os.environ, "JOURNAL_STREAM": f"{status.st_dev}:{inode}"}
+        said = subprocess.run(line, stderr=writing, stdout=subprocess.PIPE, text=True, check=True, env=environment)
+        assert said.stdout.split()[:1] == ([started] if started else [])
+    os.close(reading)
+    os.close(writing)
+
+
 def test_systemd_hears_what_it_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(str(tmp_path / "notify"))

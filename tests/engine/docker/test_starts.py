@@ -113,13 +113,28 @@ def test_a_larger_base_is_for_images_that_come_later(docker: Restoring) -> None:
     docker("rmi", "later")
 
 
+def assert_reason(docker: Docker, words: str) -> None:
+    """The reason is where docs/docker.md says: not in dockerd's last words, but in its log and in dmthin's."""
+    *before, last = docker.dockerd.log.read_text().strip().splitlines()
+    assert last.startswith("failed to start daemon: error initializing graphdriver: driver not supported")
+    logged = [line for line in before if "Failed to GetDriver graph" in line]
+    assert words in logged[-1]
+    ours = [line for line in docker.dmthin.log.read_text().splitlines() if "ERROR" in line]
+    assert words in ours[-1]
+    assert "GraphDriver.Init: dockerd does not start, and ends with 'driver not supported'" in ours[-1]
+
+
+def test_info_says_where_the_log_is(docker: Restoring) -> None:
+    assert f"  Log: {docker.dmthin.log}\n" in docker("info")
+
+
 def test_options_that_cannot_be_keep_dockerd_from_starting(docker: Restoring) -> None:
     docker.dockerd.end()
     for option, words in (("dm.basesize=384M", "384M is less than this store's 768M"), ("dm.nothing=1", "dm.nothing")):
         docker.with_options("dm.fs=xfs", option)
         with pytest.raises(AssertionError, match="dockerd ended"):
             docker.start()
-        assert words in docker.dmthin.log.read_text()
+        assert_reason(docker, words)
     docker.with_options("dm.fs=xfs")
     docker.start()
     assert docker.container(MINI, "cat", "/etc/motd") == "hello\n"
