@@ -202,7 +202,8 @@ def _matrix_lanes(selection: Selection, options: argparse.Namespace) -> list[Lan
     """Each system has its turn in one of the lanes; those that were made by `scripts/setup --system` come first."""
     systems = [system for system in matrix.SYSTEMS if system in (options.system or matrix.SYSTEMS)]
     _set_up("--vm", "uml", "--engines", *(word for system in systems for word in matrix.setup_words(system)))
-    steps = [list(matrix.steps(system, selection.words[Place.MATRIX], _ENGINE_GUEST)) for system in systems]
+    guest, host = (selection.words.get(place, ()) for place in (Place.MATRIX, Place.MATRIX_HOST))
+    steps = [list(matrix.steps(system, guest, host, _ENGINE_GUEST)) for system in systems]
     count = min(options.jobs, len(systems))
     return [
         Lane(

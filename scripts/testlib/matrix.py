@@ -21,7 +21,7 @@ _TITLES = {"bookworm": "Debian 12 (bookworm)", "trixie": "Debian 13 (trixie)", "
 _KERNEL_MODULES = ("test_devicemapper", "test_thinpool", "test_store", "test_layers_as_root")
 """What of the kernel tier runs on another release's kernel: the rest depends less on that."""
 
-_RESULTS, _JUNIT = LEFT_FILES
+_RESULTS, _JUNIT, _CELLS = LEFT_FILES
 
 
 def setup_words(system: str) -> list[str]:
@@ -29,11 +29,17 @@ def setup_words(system: str) -> list[str]:
     return [] if system == _OWN else ["--system", system]
 
 
-def steps(system: str, words: Sequence[str], guest: Sequence[str]) -> Iterator[Step]:
-    """The contract of the engines, with words for pytest; and on another release's kernel a part of the kernel tier."""
+def steps(system: str, words: Sequence[str], host_words: Sequence[str], guest: Sequence[str]) -> Iterator[Step]:
+    """The contract of the engines, with words for pytest; and on another release's kernel a part of the kernel tier.
+
+    `host_words` are for what boots guests of the system by itself.
+    """
     boot = () if system == _OWN else ("--system", system)
-    yield Step(system, words, (*boot, *guest))
-    if boot:
+    if words:
+        yield Step(system, words, (*boot, *guest))
+    if host_words:
+        yield Step(f"{system}-systemd", [*host_words, f"--system={system}"])
+    if boot and words:
         modules = [f"tests/kernel/{name}.py" for name in _KERNEL_MODULES]
         yield Step(f"{system}-kernel", [*modules, f"--junitxml={OUT_IN_GUEST}/{_JUNIT}"], boot)
 
@@ -43,7 +49,9 @@ def write(left: Mapping[tuple[str, str], str], command: str) -> None:
     page = PAGE.read_text()
     for (system, name), text in left.items():
         if name == _RESULTS:
-            part = section(json.loads(text), left.get((f"{system}-kernel", _JUNIT)), command, datetime.date.today())
+            results = json.loads(text)
+            results["cells"] |= json.loads(left.get((f"{system}-systemd", _CELLS), "{}"))
+            part = section(results, left.get((f"{system}-kernel", _JUNIT)), command, datetime.date.today())
             page = replaced(page, system, part)
     PAGE.write_text(page)
 

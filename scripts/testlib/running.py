@@ -16,7 +16,7 @@ from types import FrameType
 from testlib.selection import CHECKOUT
 from vmlib.request import OUT_IN_GUEST
 
-LEFT_FILES = ("matrix.json", "kernel.xml")
+LEFT_FILES = ("matrix.json", "kernel.xml", "systemd.json")
 NO_TESTS = 5
 """pytest's exit status when it collected nothing: a selection by -k need not match in every place."""
 
@@ -142,6 +142,7 @@ class _Lane:
         (shared / "queue").mkdir(parents=True, exist_ok=True)
         seen = shared if step.guest is None else OUT_IN_GUEST
         queue = {"DMTHIN_TEST_QUEUE": str(seen / "queue"), "DMTHIN_TEST_STAYS": "1" if step.stays else ""}
+        queue["DMTHIN_TEST_OUT"] = str(seen)
         if step.guest is None:
             line = [str(venv() / "bin/python"), "-m", "pytest"]
         else:

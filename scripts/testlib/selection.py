@@ -13,7 +13,7 @@ TIERS = ("lint", "unit", "kernel", "engine", "matrix")
 USUAL_TIERS = TIERS[:-1]
 """What runs unless it is asked for otherwise: the matrix takes other Debian releases, and longer."""
 
-_MATRIX = TESTS / "engine/matrix"
+_MATRIX = (TESTS / "engine/matrix", TESTS / "engine/systemd")
 
 
 class Place(Enum):
@@ -24,6 +24,7 @@ class Place(Enum):
     ENGINE_HOST = "engine, on the host"
     ENGINE_GUEST = "engine, in a guest"
     MATRIX = "matrix, in guests of several systems"
+    MATRIX_HOST = "matrix, on the host, which boots guests of several systems"
 
 
 class UsageError(Exception):
@@ -57,7 +58,7 @@ def whole_tier(tier: str) -> Selection:
         case "engine":
             return _sorted([TESTS / "engine"])
         case "matrix":
-            return _sorted([_MATRIX])
+            return _sorted(_MATRIX)
         case _:
             return Selection()
 
@@ -112,7 +113,7 @@ def _divided(path: Path) -> list[Path]:
     if path == TESTS:
         return [TESTS / "unit", TESTS / "kernel", *_divided(TESTS / "engine")]
     if path == TESTS / "engine":
-        entries = (entry for entry in sorted(path.iterdir()) if entry.is_dir() and entry != _MATRIX)
+        entries = (entry for entry in sorted(path.iterdir()) if entry.is_dir() and entry not in _MATRIX)
         folders = [entry for entry in entries if any(entry.glob("test_*.py"))]
         return [*sorted(path.glob("test_*.py")), *folders]
     if path.is_dir() and not any(path.rglob("test_*.py")):
@@ -129,6 +130,8 @@ def place_of(path: Path) -> Place:
             return Place.KERNEL
         case ("engine", "matrix", *_):
             return Place.MATRIX
+        case ("engine", "systemd", *_):
+            return Place.MATRIX_HOST
         case ("engine", _):
             return Place.ENGINE_HOST if ".py" in path.name else Place.ENGINE_GUEST
         case _:

@@ -40,6 +40,7 @@ MODULES = {"a": 1, "b": 30, "c": 2, "d": 20}
         ),
         (["tests/engine/containerd"], {Place.ENGINE_GUEST: ["tests/engine/containerd"]}),
         (["tests/engine/matrix/test_contract.py"], {Place.MATRIX: ["tests/engine/matrix/test_contract.py"]}),
+        (["tests/engine/systemd"], {Place.MATRIX_HOST: ["tests/engine/systemd"]}),
         (
             ["tests"],
             {
@@ -206,14 +207,15 @@ def test_a_step_may_leave_files(suite: Path) -> None:
 @pytest.mark.parametrize(
     ("system", "guests"),
     [
-        ("trixie", [("--system", "trixie", "--udev"), ("--system", "trixie")]),
-        ("bookworm", [("--udev",)]),
+        ("trixie", [("--system", "trixie", "--udev"), None, ("--system", "trixie")]),
+        ("bookworm", [("--udev",), None]),
     ],
 )
-def test_each_system_boots_its_guests(system: str, guests: list[tuple[str, ...]]) -> None:
-    steps = list(matrix.steps(system, ["tests/engine/matrix"], ("--udev",)))
+def test_each_system_boots_its_guests(system: str, guests: list[tuple[str, ...] | None]) -> None:
+    steps = list(matrix.steps(system, ["tests/engine/matrix"], ["tests/engine/systemd"], ("--udev",)))
     assert [step.guest for step in steps] == guests
-    assert [step.words[0].rpartition("/")[0] for step in steps] == ["tests/engine", "tests/kernel"][: len(guests)]
+    folders = ["tests/engine", "tests/engine", "tests/kernel"][: len(guests)]
+    assert [step.words[0].rpartition("/")[0] for step in steps] == folders
     for word in (word for step in steps for word in step.words if word.startswith("tests/")):
         assert (CHECKOUT / word).exists()
 
