@@ -37,18 +37,24 @@ def run(*line: str, stdin: bytes = b"") -> str:
 
 def install(release: str) -> None:
     """Install dmthin in a folder of its own, and its units; what was installed before is removed."""
+    program = unpack(release)
+    run(str(program), "system", "install")
+    for other in _PROGRAMS.iterdir():
+        if other != program.parents[1]:
+            shutil.rmtree(other)
+    run("systemctl", "daemon-reload")
+    run("udevadm", "control", "--reload")
+
+
+def unpack(release: str) -> Path:
+    """Put dmthin into a folder of its own; its program."""
     folder = _PROGRAMS / release
     shutil.copytree(Path(dmthin.__file__).parent, folder / "dmthin", ignore=shutil.ignore_patterns("__pycache__"))
     program = folder / "bin/dmthin"
     program.parent.mkdir()
     program.write_text(_LAUNCHER.format(python=sys.executable, folder=folder))
     program.chmod(0o755)
-    run(str(program), "system", "install")
-    for other in _PROGRAMS.iterdir():
-        if other != folder:
-            shutil.rmtree(other)
-    run("systemctl", "daemon-reload")
-    run("udevadm", "control", "--reload")
+    return program
 
 
 def installed() -> str:
@@ -62,26 +68,26 @@ def install_engines(*, in_containerd: bool) -> None:
 
     `in_containerd` is for a dockerd whose images lie in containerd's store.
     """
-    _have_units()
+    have_engines()
     Path("/etc/default/dmthin-containerd").write_text(
         f"DMTHIN_OPTIONS={' '.join(f'--storage-opt {option}' for option in _OPTIONS)}\n"
     )
-    config = Path("/etc/containerd/config.toml")
-    config.parent.mkdir(exist_ok=True)
-    config.write_text(run("containerd", "config", "default"))
     run(installed(), "system", "containerd-config", "--write", "--containerd", str(ENGINES / "usr/bin/containerd"))
     docker: dict[str, object] = {"storage-driver": "dmthin", "bridge": "none", "iptables": False, "ip6tables": False}
     if in_containerd:
         docker["features"] = {"containerd-snapshotter": True}
     else:
         docker |= {"experimental": True, "storage-opts": _OPTIONS}
-    Path("/etc/docker").mkdir(exist_ok=True)
     Path("/etc/docker/daemon.json").write_text(json.dumps(docker))
     run("systemctl", "enable", "--now", "containerd.service", "docker.socket", "docker.service")
 
 
-def _have_units() -> None:
-    """Install units that are unpacked only, and give dockerd the variable without which it takes no plugin."""
+def have_engines() -> None:
+    """Have the units and the configuration of the engines' packages, and give dockerd what it takes for a plugin."""
+    config = Path("/etc/containerd/config.toml")
+    config.parent.mkdir(exist_ok=True)
+    config.write_text(run("containerd", "config", "default"))
+    Path("/etc/docker").mkdir(exist_ok=True)
     lines = ["[Service]", "Environment=DOCKERD_DEPRECATED_GRAPHDRIVER_PLUGINS=1", f"Environment=PATH={PATH}"]
     if not SYSTEM:
         for unit in (ENGINES / "lib/systemd/system").iterdir():
