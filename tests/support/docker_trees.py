@@ -10,7 +10,7 @@ import subprocess
 import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from enginelib.docker import Docker, Plugin
@@ -134,6 +134,11 @@ def merged(docker: Docker, image: str) -> dict[str, Entry]:
         return tree(place)
     finally:
         subprocess.run(["umount", place], check=True)
+
+
+def without_directory_times(files: dict[str, Entry]) -> dict[str, Entry]:
+    """Return files without what no layer has of a directory that has only another time, or is not listed."""
+    return {path: replace(entry, mtime=0) if stat.S_ISDIR(entry.mode) else entry for path, entry in files.items()}
 
 
 def odd_tar() -> bytes:

@@ -17,7 +17,7 @@ from enginelib.daemons import CACHE, PATH, SCRATCH, tar_of
 from enginelib.docker import Docker
 from tests.engine.docker.conftest import MINI
 from tests.support.archives import docker_archive
-from tests.support.docker_trees import Entry, files_of, merged, odd_tar, tree
+from tests.support.docker_trees import Entry, files_of, merged, odd_tar, tree, without_directory_times
 from tests.support.real_archives import content
 
 BUILDERS = CACHE / "builders"
@@ -196,12 +196,14 @@ def test_umoci(loaded: Callable[[Path, str], dict[str, Entry]], folder: Path) ->
 # --- by hand --------------------------------------------------------------------------------------------------------
 
 
-def test_layers_that_end_early(overlay2: Docker, loaded: Callable[[Path, str], dict[str, Entry]], folder: Path) -> None:
-    """One of no bytes at all, and one that ends after an extended header."""
-    layers = [tar_of({"first": b"1"}), b"", content("gnutar/multiv10/posix/2.tar")]
+def test_a_layer_that_ends_early(
+    overlay2: Docker, loaded: Callable[[Path, str], dict[str, Entry]], folder: Path
+) -> None:
+    """It ends after an extended header. One of no bytes at all cannot be told from a request that dockerd repeats."""
+    layers = [tar_of({"first": b"1"}), content("gnutar/multiv10/posix/2.tar")]
     (folder / "image.tar").write_bytes(docker_archive("theirs:latest", layers))
     overlay2("load", "-i", str(folder / "image.tar"))
-    theirs = merged(overlay2, "theirs")
+    theirs = without_directory_times(merged(overlay2, "theirs"))
     assert len(theirs) > 1
-    assert loaded(folder / "image.tar", "theirs") == theirs
+    assert without_directory_times(loaded(folder / "image.tar", "theirs")) == theirs
     overlay2("rmi", "theirs")
