@@ -145,7 +145,7 @@ def _add_image(nouns: Any) -> None:
         noun,
         "verify",
         "image:verify",
-        "compare the layers of an engine's images with the tars that they were made from",
+        "compare the layers of an engine's images with the tars they were made from; exit status 10 if one differs",
         "dmthin --root /var/lib/docker/dmthin image verify",
         "dmthin --root /var/lib/docker/dmthin image verify web:1",
         "dmthin image verify sha256:4b02",

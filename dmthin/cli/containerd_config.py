@@ -19,7 +19,9 @@ from dmthin.kernel import block, process
 from dmthin.os_errors import COMMAND, os_failure
 
 _COPY = ".before-dmthin"
-_VERSION = re.compile(r"\b(\d+)\.(\d+)\.(\d+)")
+_VERSION = re.compile(r"\bv?(\d+)\.(\d+)\.(\d+)")
+"""containerd 1.7.24 of Debian, v2.2.1 of Docker's package and of upstream, after the name of the module."""
+
 _LONGEST_FILE = 1 << 20
 _MOST_WORDS = 400
 
@@ -112,9 +114,6 @@ def _wanted(
             hint="upgrade it to 1.7.4 or later",
         )
     transfer = release >= FIRST_WITH_VERSION_3
-    if transfer and version == 1:
-        transfer = False
-        call.output.warn("the file has no version: without it `ctr images pull` of containerd 2.x does not unpack here")
     cri, diff = call.arguments.cri, call.arguments.diff
     return Wanted(snapshotters, socket, version=version, cri=cri, diff=diff, transfer=transfer)
 
@@ -124,8 +123,15 @@ def _release(program: str) -> Release:
     if process.find(program) is None:
         raise Unavailable(f"the program {program} is missing", hint="name containerd's with --containerd")
     said = process.run(program, "--version").stdout
-    if (found := _VERSION.search(said.partition("containerd ")[2])) is None:
+    if (release := parse_release(said)) is None:
         raise Unavailable(f"{program} does not tell its version: {said.strip()[:_MOST_WORDS]!r}")
+    return release
+
+
+def parse_release(said: str) -> Release | None:
+    """Return the release in what `containerd --version` says, None if there is none."""
+    if (found := _VERSION.search(said.partition("containerd ")[2])) is None:
+        return None
     major, minor, patch = map(int, found.groups())
     return major, minor, patch
 

@@ -17,16 +17,16 @@ def add_serve(nouns: Any) -> None:
         "dmthin --root /var/lib/dmthin --storage-opt dm.basesize=20G serve --containerd",
         "dmthin serve --containerd --snapshotter dmthin --snapshotter big=/srv/dmthin,size=100G",
         "dmthin serve --containerd --docker-root /var/lib/docker",
-        note="Start it before dockerd, which needs the options `--experimental --storage-driver dmthin`, or containerd,"
-        " which needs the configuration that `dmthin system containerd-config --write` makes. A store for containerd is"
-        " created if it does not exist.",
+        note="Start it before the engine. dockerd up to 27 needs the options `--experimental --storage-driver dmthin`."
+        " containerd, through which dockerd 28 and later use dmthin, needs the configuration that `dmthin system"
+        " containerd-config --write` makes. A store for containerd is created if it does not exist.",
     )
     verb.add_argument(
         "--docker",
         metavar="SOCKET",
         nargs="?",
         const="",
-        help="serve dockerd as a graphdriver plugin (default socket: /run/docker/plugins/dmthin.sock)",
+        help="serve dockerd 1.13 to 27 as a graphdriver plugin (default socket: /run/docker/plugins/dmthin.sock)",
     )
     verb.add_argument(
         "--containerd",
@@ -41,8 +41,8 @@ def add_serve(nouns: Any) -> None:
     verb.add_argument(
         "--docker-root",
         metavar="DIR",
-        help="dockerd's data root, such as /var/lib/docker: its containers on --containerd get the size of"
-        " `docker run --storage-opt size=`, which dockerd 28 and later ignores (default: they do not)",
+        help="dockerd's data root, such as /var/lib/docker, for the sizes of `docker run --storage-opt size=` with"
+        " dockerd 28 and later (default: none, and that option has no effect)",
     )
     verb.add_argument(
         "--print-containerd-config", action="store_true", help="print the lines for containerd's config.toml, and exit"

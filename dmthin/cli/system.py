@@ -20,7 +20,8 @@ _PROGRAM = "@DMTHIN@"
 _NEXT = (
     "systemctl daemon-reload",
     "udevadm control --reload",
-    "systemctl enable --now dmthin-docker.socket (or dmthin-containerd.socket)",
+    "systemctl enable --now dmthin-containerd.socket (containerd, Docker 28 and later), "
+    "or dmthin-docker.socket (Docker 1.13 to 27)",
 )
 
 

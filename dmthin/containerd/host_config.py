@@ -23,8 +23,10 @@ no next one: with the host's platform it would unpack the layers of other snapsh
 """
 
 _PROXIES = "proxy_plugins"
+_CRI_1 = ("plugins", "cri", "containerd")
 _CRI_2 = ("plugins", "io.containerd.grpc.v1.cri", "containerd")
 _CRI_3 = ("plugins", "io.containerd.cri.v1.images")
+_DIFF_1 = ("plugins", "diff-service")
 _DIFF = ("plugins", "io.containerd.service.v1.diff-service")
 _TRANSFER = ("plugins", "io.containerd.transfer.v1.local")
 _WALKING = "walking"
@@ -37,8 +39,7 @@ class Wanted:
     """What containerd is to have of dmthin.
 
     `version` is the file's; `cri` makes the first snapshotter that of the kubelet's images and pods; `diff` adds the
-    diff service; `transfer` names the snapshotters to the transfer service of containerd 2.x, which unpacks what
-    `ctr images pull` fetches.
+    diff service; `transfer` is for containerd 2.x, whose transfer service unpacks what `ctr images pull` fetches.
     """
 
     snapshotters: tuple[SnapshotterConfig, ...]
@@ -52,6 +53,18 @@ class Wanted:
     def differ(self) -> str:
         """The id of the differ's proxy plugin."""
         return self.snapshotters[0].name + DIFF_SUFFIX
+
+    @property
+    def diff_path(self) -> tuple[str, ...]:
+        """The table of the order of differs: in a file of version 1 plugins have their short names."""
+        return _DIFF_1 if self.version == 1 else _DIFF
+
+    @property
+    def cri_path(self) -> tuple[str, ...]:
+        """The table of the kubelet's snapshotter. containerd 2.x converts that of version 2, but not of version 1."""
+        if self.version == 1 and not self.transfer:
+            return _CRI_1
+        return _CRI_2 if self.version == 2 else _CRI_3
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -76,14 +89,8 @@ def printed(wanted: Wanted) -> str:
 def merged(text: str, wanted: Wanted) -> str:
     """Return the text of a config.toml with what is wanted in it; the same text if it is there already.
 
-    A value that is replaced stays in a comment, for `without`. Raise InvalidValue for a file that is not TOML, or one
-    of version 1 for more than the proxy plugins: plugins have other names there.
+    A value that is replaced stays in a comment, for `without`. Raise InvalidValue for a file that is not TOML.
     """
-    if wanted.version == 1 and (wanted.cri or wanted.diff):
-        raise InvalidValue(
-            "the file has no `version`, or version 1, in which --cri and --diff have no effect",
-            hint="convert it first: containerd config migrate (2.x), or see containerd's docs/PLUGINS.md",
-        )
     expected = toml_edit.parsed(text)
     if not expected:
         expected["version"] = wanted.version
@@ -121,12 +128,12 @@ def _apply(document: Table, wanted: Wanted, *, remember: bool) -> None:
     if wanted.diff:
         differ = {"type": "diff", "address": str(wanted.socket), "platform": DIFF_PLATFORM}
         toml_edit.fill(toml_edit.table(document, _PROXIES, wanted.differ), differ)
-        differs = toml_edit.table(document, *_DIFF)
+        differs = toml_edit.table(document, *wanted.diff_path)
         order = [str(name) for name in differs.get("default", [_WALKING])]
         if wanted.differ not in order:
             toml_edit.replace(differs, "default", [wanted.differ, *order], remember=remember)
     if wanted.cri:
-        cri = toml_edit.table(document, *(_CRI_3 if wanted.version == 3 else _CRI_2))
+        cri = toml_edit.table(document, *wanted.cri_path)
         toml_edit.replace(cri, "snapshotter", wanted.names[0], remember=remember)
         toml_edit.replace(cri, "disable_snapshot_annotations", False, remember=remember)
     if wanted.transfer:
@@ -158,7 +165,7 @@ def _take_out(document: Table, wanted: Wanted) -> None:
     for name in (*wanted.names, wanted.differ):
         if proxies.get(name, {}).get("address") == str(wanted.socket):
             del proxies[name]
-    for path in (_DIFF, _CRI_2, _CRI_3):
+    for path in (_DIFF_1, _DIFF, _CRI_1, _CRI_2, _CRI_3):
         if (table := toml_edit.find(document, *path)) is not None:
             toml_edit.restore(table)
             toml_edit.prune(document, *path)

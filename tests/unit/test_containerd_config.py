@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from dmthin.cli import main
+from dmthin.cli.containerd_config import parse_release
 from dmthin.containerd.config import SnapshotterConfig, parse_snapshotters
 from dmthin.errors import InvalidValue
 from dmthin.units import GIB
@@ -69,3 +70,19 @@ def test_the_command_prints_it(capsys: pytest.CaptureFixture[str]) -> None:
 def test_what_does_not_go_together_is_refused(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(words) == 2
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("said", "release"),
+    [
+        ("containerd github.com/containerd/containerd 1.7.24~ds1 1.7.24~ds1-6+deb13u1", (1, 7, 24)),
+        ("containerd github.com/containerd/containerd/v2 2.1.9+unknown ", (2, 1, 9)),
+        ("containerd github.com/containerd/containerd/v2 v2.2.0 1c4457e00facac03ce1d75f7b6777a7a851e5c41", (2, 2, 0)),
+        ("containerd github.com/containerd/containerd v1.7.20 8fc6bcff51318944179630522a095cc9dbf9f353", (1, 7, 20)),
+        ("containerd containerd.io v2.2.1 dea7da592f5d1d2b7755e3a161be07f43fad8f75", (2, 2, 1)),
+        ("containerd of nobody", None),
+        ("containerd containerd.io 1.7.27 05044ec0a9a75232cad458027ca83437aae3f4da", (1, 7, 27)),
+    ],
+)
+def test_the_releases_that_packages_of_containerd_tell(said: str, release: tuple[int, ...] | None) -> None:
+    assert parse_release(said) == release

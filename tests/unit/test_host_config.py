@@ -59,7 +59,7 @@ version = 3
 
 def everything(text: str) -> Wanted:
     version = version_of(text) or 2
-    return Wanted(TWO, SOCKET, version, cri=version > 1, diff=version > 1, transfer=version == 3)
+    return Wanted(TWO, SOCKET, version, cri=True, diff=True, transfer=version == 3)
 
 
 def test_the_proxy_plugins_alone_are_printed() -> None:
@@ -133,15 +133,22 @@ def test_a_file_without_a_key_gets_the_version() -> None:
     assert tomllib.loads(after)["version"] == 3
 
 
-def test_a_file_of_version_1_gets_the_proxy_plugins_alone() -> None:
+def test_a_file_of_version_1_has_short_names_of_plugins() -> None:
     """Docker's package of containerd installs such a file, with CRI turned off."""
     text = '# see the docs\ndisabled_plugins = ["cri"]\n'
-    after = merged(text, Wanted(ONE, SOCKET, 1))
+    after = merged(text, Wanted(ONE, SOCKET, 1, cri=True, diff=True))
     assert after.startswith(text)
-    assert list(tomllib.loads(after)) == ["disabled_plugins", "proxy_plugins"]
-    for part in ({"cri": True}, {"diff": True}):
-        with pytest.raises(InvalidValue, match="no `version`, or version 1, in which --cri and --diff have no effect"):
-            merged(text, Wanted(ONE, SOCKET, 1, **part))
+    plugins = tomllib.loads(after)["plugins"]
+    assert plugins["diff-service"] == {"default": ["dmthin-diff", "walking"]}
+    assert plugins["cri"]["containerd"]["snapshotter"] == "dmthin"
+    assert without(after, Wanted(ONE, SOCKET, 1)) == text
+
+
+def test_containerd_2_converts_no_kubelets_part_of_version_1() -> None:
+    after = merged("root = '/r'\n", Wanted(ONE, SOCKET, 1, cri=True, diff=True, transfer=True))
+    plugins = tomllib.loads(after)["plugins"]
+    assert sorted(plugins) == ["diff-service", "io.containerd.cri.v1.images", "io.containerd.transfer.v1.local"]
+    assert plugins["io.containerd.cri.v1.images"]["snapshotter"] == "dmthin"
 
 
 @pytest.mark.parametrize(
