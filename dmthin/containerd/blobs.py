@@ -13,7 +13,7 @@ from typing import Any
 
 from dmthin.containerd.media_types import is_layer
 from dmthin.errors import NotFound
-from dmthin.oci import chain_ids
+from dmthin.oci import chain_ids, diff_ids, is_digest
 from dmthin.units import MIB
 
 DEFAULT_ROOT = Path("/var/lib/containerd")
@@ -24,10 +24,21 @@ _LARGEST = 8 * MIB
 
 @dataclass(slots=True)
 class LayerBlob:
-    """A layer: its blob, compressed or not, and the digests of the manifests and indexes that lead to it."""
+    """A layer: its blob, compressed or not, the digest of its tar, and the manifests and indexes that lead to it."""
 
     path: Path
+    diff: str
     images: set[str] = field(default_factory=set)
+
+
+@dataclass(frozen=True, slots=True)
+class _Document:
+    """What is needed of an index (`manifests`), a manifest (`config`, `layers`) or a configuration (`diffs`)."""
+
+    manifests: tuple[str, ...]
+    config: str
+    layers: tuple[str, ...]
+    diffs: tuple[str, ...]
 
 
 class Blobs:
@@ -43,48 +54,55 @@ class Blobs:
         documents = dict(self._documents())
         parents: dict[str, set[str]] = {}
         for digest, document in documents.items():
-            for child in _digests(document.get("manifests")):
+            for child in document.manifests:
                 parents.setdefault(child, set()).add(digest)
         found: dict[str, LayerBlob] = {}
         for digest, manifest in documents.items():
+            config = documents.get(manifest.config)
+            if config is None or len(config.diffs) != len(manifest.layers):
+                continue
             images = {digest, *parents.get(digest, ())}
-            for chain, layer in _layers(manifest, documents):
-                path = self._path(layer)
-                if path is not None and path.is_file():
-                    found.setdefault(chain, LayerBlob(path)).images |= images
+            for chain, diff, layer in zip(chain_ids(config.diffs), config.diffs, manifest.layers, strict=True):
+                path = self._folder / layer.partition(":")[2]
+                if path.is_file():
+                    found.setdefault(chain, LayerBlob(path, diff)).images |= images
         return found
 
-    def _documents(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Yield the blobs that are JSON objects, by digest."""
+    def _documents(self) -> Iterator[tuple[str, _Document]]:
+        """Yield the blobs that are JSON objects of use, by digest."""
         for path in sorted(self._folder.iterdir()):
             try:
                 with path.open("rb") as file:
                     if file.read(1) != b"{":
                         continue
-                    document = json.loads(b"{" + file.read(_LARGEST))
+                    content = json.loads(b"{" + file.read(_LARGEST))
             except (OSError, ValueError, RecursionError):
                 continue
-            yield f"sha256:{path.name}", document
-
-    def _path(self, digest: str) -> Path | None:
-        """Return where a blob is, None for a digest that is none."""
-        algorithm, _, name = digest.partition(":")
-        return self._folder / name if algorithm == "sha256" and name.isalnum() else None
+            document = _document(content)
+            if any((document.manifests, document.layers, document.diffs)):
+                yield f"sha256:{path.name}", document
 
 
-def _layers(manifest: dict[str, Any], documents: dict[str, dict[str, Any]]) -> Iterator[tuple[str, str]]:
-    """Yield chain id and digest of each layer of a manifest whose configuration is there."""
-    try:
-        layers = [str(layer["digest"]) for layer in manifest["layers"] if is_layer(str(layer["mediaType"]))]
-        diffs = [str(diff) for diff in documents[manifest["config"]["digest"]]["rootfs"]["diff_ids"]]
-    except (KeyError, TypeError):
-        return
-    if len(layers) == len(diffs):
-        yield from zip(chain_ids(diffs), layers, strict=True)
+def _document(content: dict[str, Any]) -> _Document:
+    """Return what is needed of a blob; nothing of a part that is invalid."""
+    config = content.get("config")
+    layers = [layer for layer in _descriptors(content.get("layers")) if is_layer(str(layer.get("mediaType")))]
+    return _Document(
+        manifests=tuple(_digests(_descriptors(content.get("manifests")))),
+        config=next(_digests(_descriptors([config])), ""),
+        layers=tuple(_digests(layers)),
+        diffs=tuple(diff_ids(content)),
+    )
 
 
-def _digests(descriptors: Any) -> Iterator[str]:
-    """Yield the digests of a list of descriptors, which may be anything."""
-    for descriptor in descriptors if isinstance(descriptors, list) else ():
-        if isinstance(descriptor, dict):
-            yield str(descriptor.get("digest"))
+def _descriptors(found: Any) -> list[dict[str, Any]]:
+    """Return the descriptors of a list, which may be anything."""
+    return [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
+
+
+def _digests(descriptors: list[dict[str, Any]]) -> Iterator[str]:
+    """Yield the digests of descriptors, but for those that are none."""
+    for descriptor in descriptors:
+        digest = descriptor.get("digest")
+        if isinstance(digest, str) and is_digest(digest):
+            yield digest

@@ -7,7 +7,7 @@ from dmthin.containerd.blobs import Blobs, LayerBlob
 from dmthin.containerd.snapshotter import REFERENCE
 from dmthin.errors import NotFound
 from dmthin.layers.job import Verb
-from dmthin.layers.verifying import VerifiedLayer, find_problems
+from dmthin.layers.verifying import VerifiedLayer, find_problems, verified
 from dmthin.store.state.model import Snapshot
 from dmthin.store.store import Store
 
@@ -29,7 +29,9 @@ def verify_snapshots(store: Store, root: Path, names: frozenset[str] = frozenset
         layer = layers.get(chain)
         images = layer.images if layer else set()
         if chain and (not wanted or wanted & images):
-            yield _verified(store, snapshot, chain, layer)
+            found = _verified(store, snapshot, chain, layer)
+            if not found.unchecked or store.ledger.find(snapshot.volume.name):  # otherwise removed meanwhile
+                yield found
 
 
 def _verified(store: Store, snapshot: Snapshot, chain: str, layer: LayerBlob | None) -> VerifiedLayer:
@@ -37,9 +39,12 @@ def _verified(store: Store, snapshot: Snapshot, chain: str, layer: LayerBlob | N
     volume = snapshot.volume.name
     if layer is None:
         return VerifiedLayer(chain, volume, (), (), "its blob is not among containerd's")
-    with store.snapshots.frozen(snapshot) as root:
-        problems = find_problems(Verb.VERIFY, root, f"layer {chain[7:19]}", layer.path)
-    return VerifiedLayer(chain, volume, tuple(sorted(layer.images)), problems)
+
+    def problems() -> tuple[str, ...]:
+        with store.snapshots.frozen(snapshot) as root:
+            return find_problems(Verb.VERIFY, root, f"layer {chain[7:19]}", layer.path, layer.diff)
+
+    return verified(chain, volume, tuple(sorted(layer.images)), problems)
 
 
 def _chain(snapshot: Snapshot) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from dmthin.errors import NotFound
-from dmthin.oci import chain_ids
+from dmthin.oci import chain_ids, diff_ids
 from dmthin.units import MIB
 
 _LARGEST = 16 * MIB
@@ -135,8 +135,8 @@ def default_data_root() -> Path:
 def _diff_ids(config: Path) -> list[str]:
     """Return the digests of the tars of an image's layers, the lowest first; none for an invalid configuration."""
     try:
-        return [str(diff) for diff in _json(config)["rootfs"]["diff_ids"]]
-    except (ValueError, TypeError, KeyError):
+        return diff_ids(_json(config))
+    except ValueError:
         return []
 
 

@@ -1,11 +1,12 @@
 """Verification of dockerd's layers: each is compared with the tar that dockerd loaded, pulled or committed."""
 
 from collections.abc import Iterator
+from functools import partial
 
 from dmthin.docker.records import DockerRecords, LayerRecord
 from dmthin.errors import NotFound
 from dmthin.layers.job import Verb
-from dmthin.layers.verifying import VerifiedLayer, find_problems
+from dmthin.layers.verifying import VerifiedLayer, find_problems, verified
 from dmthin.store.store import Store
 
 
@@ -23,7 +24,9 @@ def verify_layers(store: Store, names: frozenset[str] = frozenset()) -> Iterator
     for layer in records.layers():
         users = tuple(sorted(images.get(layer.chain, ())))
         if not wanted or wanted.intersection(users):
-            yield VerifiedLayer(layer.chain, layer.volume, users, _problems(store, layer))
+            found = verified(layer.chain, layer.volume, users, partial(_problems, store, layer))
+            if not found.unchecked or store.ledger.find(layer.volume):  # otherwise it has been removed meanwhile
+                yield found
 
 
 def _problems(store: Store, layer: LayerRecord) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ import stat
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import islice
 
 from dmthin.errors import InvalidValue
 from dmthin.layers.confine import ConfinedTree, OpenDirectory, split
@@ -81,15 +82,17 @@ class LayerVerifier:
                 self.missing(path)
         elif kind in (WhiteoutKind.DELETE, WhiteoutKind.OPAQUE):
             self._whiteouts.append((kind, parent, base))
+            if kind is WhiteoutKind.DELETE:  # of what this tar has itself, too
+                self.supersede(_joined(parent, base[len(PREFIX) :]), tree=True)
         return None
 
     def missing(self, path: bytes) -> None:
         """Note that what the tar has at `path` is gone, or has another size."""
-        _add(self._missing, path)
+        self._missing.setdefault(_joined(path))
 
     def changed(self, path: bytes) -> None:
         """Note that what the tar has at `path` has another content or type."""
-        _add(self._changed, path)
+        self._changed.setdefault(_joined(path))
 
     def supersede(self, path: bytes, *, tree: bool) -> None:
         """Forget what was noted at a path of which the tar has another entry, and below it if that ended a `tree`."""
@@ -103,10 +106,11 @@ class LayerVerifier:
         stale: dict[bytes, None] = {}
         for kind, parent, name in self._whiteouts:
             with suppress(*_GONE):
-                for path in self._stale(kind, parent, name):
-                    _add(stale, path)
+                for path in islice(self._stale(kind, parent, name), _NAMES):
+                    stale.setdefault(path)
         self._tree.close()
-        return Findings("", *([*map(shown, names)] for names in (self._missing, self._changed, stale)))
+        kinds = (self._missing, self._changed, stale)
+        return Findings("", *([*map(shown, islice(names, _NAMES))] for names in kinds))
 
     def _record(self, parent: bytes, base: bytes) -> None:
         """Record a name, and the directories above it, as created by this layer. Raise OSError if it is missing."""
@@ -129,12 +133,26 @@ class LayerVerifier:
             if not self._created.contains(directory.identity[1], name):
                 yield _joined(parent, name)
             return
-        for folder, inner, others, fd in os.fwalk(b".", dir_fd=directory.fd):
-            number = os.fstat(fd).st_ino
-            for name in [*inner, *others]:
-                if not self._created.contains(number, name):
-                    yield _joined(parent, folder, name)
-            inner[:] = [name for name in inner if self._created.contains(number, name)]
+        folders = [parent]
+        while folders:
+            path = folders.pop()
+            self._tree.trim()
+            directory = self._tree.directory(path)
+            for name in _names_in(directory):
+                if not self._created.contains(directory.identity[1], name):
+                    yield _joined(path, name)
+                elif stat.S_ISDIR(os.lstat(name, dir_fd=directory.fd).st_mode):
+                    folders.append(_joined(path, name))
+
+
+def _names_in(directory: OpenDirectory) -> list[bytes]:
+    """Return the names in a directory. Raise OSError."""
+    fd = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=directory.fd)
+    try:
+        with os.scandir(fd) as entries:
+            return [os.fsencode(entry.name) for entry in entries]
+    finally:
+        os.close(fd)
 
 
 def open_content(directory: OpenDirectory, name: bytes, size: int) -> int:
@@ -198,8 +216,3 @@ def _has(fd: int, data: Reader, at: int, length: int) -> bool:
 def _joined(*parts: bytes) -> bytes:
     """Return a path below the root; parts may be empty, absolute, `.` or `..`."""
     return os.path.normpath(b"/" + b"/".join(parts)).lstrip(b"/")
-
-
-def _add(names: dict[bytes, None], path: bytes) -> None:
-    if len(names) < _NAMES:
-        names.setdefault(_joined(path))

@@ -110,12 +110,18 @@ def _run(job: Job, report: int) -> dict[str, object]:
 def _tar(tar: ByteStream | LayerOutput) -> dict[str, object]:
     """Return the part of the report on a tar that was read or written to its end, if its digest was computed."""
     if isinstance(tar, DigestStream):
-        while tar.some(CHUNK):
-            pass
-        return {"tar": {"size": tar.offset, "digest": tar.digest}}
+        digest = _whole(tar)
+        return {"tar": {"size": tar.offset, "digest": digest}}
     if isinstance(tar, LayerOutput) and tar.digest:
         return {"tar": {"size": tar.written, "digest": tar.digest}}
     return {}
+
+
+def _whole(stream: DigestStream) -> str:
+    """Read a tar to its end, and return its digest."""
+    while stream.some(CHUNK):
+        pass
+    return stream.digest
 
 
 def _preload(verb: Verb) -> None:
@@ -197,6 +203,8 @@ def _verify(job: Job, stream: ByteStream) -> int:
     try:
         if job.verb is Verb.VERIFY:
             findings = verify_tar(job.root, TarReader(stream, job.name, layer=True))
+            if isinstance(stream, DigestStream):
+                findings.digest = _whole(stream)
         else:
             findings = verify_record(job.root, stream, job.name)
     except OSError as error:

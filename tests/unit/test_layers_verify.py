@@ -214,3 +214,26 @@ def test_a_sparse_file(unpacked: Path) -> None:
 def test_a_tar_that_is_truncated(unpacked: Path) -> None:
     with pytest.raises(InvalidValue, match="ends within a header"):
         tar_findings(unpacked, tar(*SOUND)[:700])
+
+
+def test_a_deletion_of_what_the_tar_has_itself(unpacked: Path) -> None:
+    (unpacked / "e").unlink()
+    assert tar_findings(unpacked, tar(*SOUND, member(".wh.e"))) == Findings()
+
+
+def test_more_superseded_entries_than_are_named(unpacked: Path) -> None:
+    names = [f"n{number:03}" for number in range(150)]
+    for name in names:
+        (unpacked / name).write_bytes(b"new")
+    (unpacked / "e").write_bytes(b"damaged")
+    former, latter = ([member(name, data) for name in names] for data in (b"old", b"new"))
+    assert tar_findings(unpacked, tar(*former, *SOUND, *latter)) == Findings(missing=["e"])
+    assert tar_findings(unpacked, tar(*latter, *former)).changed == names[:100]
+
+
+def test_an_opaque_directory_deeper_than_python_recurses(root: Path) -> None:
+    path = "o/" * 1500
+    subprocess.run(["mkdir", "-p", root / path / "stale"], check=True)
+    findings = tar_findings(root, tar(member("o/.wh..wh..opq"), member(path, kind=tarfile.DIRTYPE)))
+    assert [len(name) for name in findings.stale] == [200 + len("… (3005 bytes)")]
+    subprocess.run(["rm", "-r", root / "o"], check=True)

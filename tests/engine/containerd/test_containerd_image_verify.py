@@ -1,6 +1,7 @@
 """`dmthin image verify` in a store of containerd: snapshots compared with the blobs that they were unpacked from."""
 
 import json
+import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -81,6 +82,31 @@ def test_a_layer_whose_blob_is_not_there(containerd: Containerd, chain: list[str
     line = ["dmthin", "--root", str(containerd.stores[DMTHIN]), "image", "verify", "--containerd-root", str(tmp_path)]
     shown = subprocess.run(line, capture_output=True, text=True, check=True).stdout
     assert shown.count("not checked: its blob is not among containerd's") == 3
+
+
+@pytest.mark.parametrize(
+    ("damage", "problem"),
+    [
+        (lambda content: b"", "is not the tar of sha256:"),
+        (lambda content: content[:-20], "what it is compared with cannot be read"),
+        (lambda content: content[:40] + bytes(20) + content[60:], "what it is compared with cannot be read"),
+    ],
+    ids=["empty", "truncated", "changed"],
+)
+def test_a_damaged_blob(
+    containerd: Containerd, chain: list[str], tmp_path: Path, damage: Callable[[bytes], bytes], problem: str
+) -> None:
+    """Of the uppermost layer, which is compressed; the others are verified all the same."""
+    blobs = "io.containerd.content.v1.content/blobs/sha256"
+    shutil.copytree(containerd.folder / "root" / blobs, tmp_path / blobs)
+    manifest = json.loads((tmp_path / blobs / containerd("images", "ls").split("sha256:")[1].split()[0]).read_text())
+    blob = tmp_path / blobs / manifest["layers"][-1]["digest"].partition(":")[2]
+    blob.write_bytes(damage(blob.read_bytes()))
+    status, found, _ = verified(containerd, "--containerd-root", str(tmp_path))
+    assert status == 10
+    assert [found[name] for name in chain[:-1]] == [[], []]
+    assert len(found[chain[-1]]) == 1
+    assert problem in found[chain[-1]][0]
 
 
 def test_a_folder_that_is_not_containerds(containerd: Containerd, tmp_path: Path) -> None:
