@@ -1,4 +1,4 @@
-"""Loop devices by ioctl: linux/loop.h and drivers/block/loop.c.
+"""Loop devices by ioctl: drivers/block/loop.c.
 
 A loop device is identified by the device and inode number of its file, never by name: the kernel truncates the name to
 63 bytes, and a file may be renamed. Autoclear is off, so a loop device survives the process that made it; those of a
@@ -12,11 +12,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, NamedTuple
 
 from dmthin.errors import NotFound, TimeLimit, Unavailable
-from dmthin.kernel import devnode, sysfs
-from dmthin.kernel.cstruct import U32, U64, CStruct
+from dmthin.kernel import devnode, loopabi, sysfs
 from dmthin.kernel.ioctl import ioctl
 from dmthin.os_errors import LOOP, LOOP_CONTROL, LOOP_NODE, os_failure
 from dmthin.steps import step
@@ -29,44 +27,8 @@ _SET_CAPACITY = 0x4C07
 _SET_DIRECT_IO = 0x4C08
 _CONFIGURE = 0x4C0A
 
-_FLAG_READ_ONLY, _FLAG_DIRECT_IO = 1, 16
-
-_NAME_SIZE = 64
 _ATTEMPTS = 64
 _DETACH_SECONDS = 5.0
-
-
-class _Info(NamedTuple):
-    """struct loop_info64. `file_name` is for people only; device and inode are those of the file."""
-
-    device: U64 = 0
-    inode: U64 = 0
-    rdevice: U64 = 0
-    offset: U64 = 0
-    size_limit: U64 = 0
-    number: U32 = 0
-    encrypt_type: U32 = 0
-    encrypt_key_size: U32 = 0
-    flags: U32 = 0
-    file_name: Annotated[bytes, "64s"] = b""
-    crypt_name: Annotated[bytes, "64s"] = b""
-    encrypt_key: Annotated[bytes, "32s"] = b""
-    init_0: U64 = 0
-    init_1: U64 = 0
-
-
-class _Config(NamedTuple):
-    """struct loop_config. `block_size` 0 is that of the file system."""
-
-    fd: U32
-    block_size: U32
-    info: Annotated[bytes, "232s"]
-    reserved: Annotated[bytes, "64s"] = b""
-
-
-_INFO = CStruct("=", _Info)
-_CONFIG = CStruct("=", _Config)
-assert (_INFO.size, _CONFIG.size) == (232, 304)
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,9 +163,9 @@ def _attach(file: int, path: Path, *, read_only: bool, direct_io: bool) -> LoopD
 
 def _configure(fd: int, file: int, name: str, *, read_only: bool, direct_io: bool) -> bool:
     """Bind by one ioctl (Linux 5.8) or by the older pair. Return False if another process has taken this device."""
-    flags = (_FLAG_READ_ONLY if read_only else 0) | (_FLAG_DIRECT_IO if direct_io else 0)
+    flags = (loopabi.FLAG_READ_ONLY if read_only else 0) | (loopabi.FLAG_DIRECT_IO if direct_io else 0)
     try:
-        ioctl(fd, _CONFIGURE, _CONFIG.pack(_Config(file, 0, _pack_info(flags, name))), "LOOP_CONFIGURE", name, flags)
+        ioctl(fd, _CONFIGURE, loopabi.pack_config(file, flags, name), "LOOP_CONFIGURE", name, flags)
     except OSError as error:
         if error.errno == errno.EBUSY:
             return False
@@ -221,7 +183,7 @@ def _configure_by_pair(fd: int, file: int, name: str, *, direct_io: bool) -> boo
             return False
         raise os_failure(error, f"bind a loop device to {name}", LOOP) from None
     try:
-        ioctl(fd, _SET_STATUS64, _pack_info(0, name), "LOOP_SET_STATUS64", name)
+        ioctl(fd, _SET_STATUS64, loopabi.pack_info(0, name), "LOOP_SET_STATUS64", name)
     except OSError as error:
         ioctl(fd, _CLR_FD, 0, "LOOP_CLR_FD", name)
         raise os_failure(error, f"name the loop of {name}", LOOP) from None
@@ -235,22 +197,15 @@ def _configure_by_pair(fd: int, file: int, name: str, *, direct_io: bool) -> boo
     return True
 
 
-def _pack_info(flags: int, name: str) -> bytes:
-    return _INFO.pack(_Info(flags=flags, file_name=os.fsencode(name)[: _NAME_SIZE - 1]))
-
-
 def _backing(fd: int, index: int) -> tuple[int, int] | None:
-    """Return the device and inode number of the bound file, None if the device is not bound.
-
-    GET_STATUS64 encodes the device as huge_encode_dev does, which is how `st_dev` is encoded.
-    """
+    """Return the device and inode number of the bound file, None if the device is not bound."""
     try:
-        info = _INFO.unpack(ioctl(fd, _GET_STATUS64, bytes(_INFO.size), "LOOP_GET_STATUS64", f"loop{index}"))
+        status = ioctl(fd, _GET_STATUS64, bytes(loopabi.INFO_SIZE), "LOOP_GET_STATUS64", f"loop{index}")
     except OSError as error:
         if error.errno == errno.ENXIO:
             return None
         raise os_failure(error, "get the status of a loop device", LOOP) from None
-    return info.device, info.inode
+    return loopabi.unpack_backing(status)
 
 
 def _free_index() -> int:
