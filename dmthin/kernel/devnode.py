@@ -1,8 +1,8 @@
 """Device nodes where neither devtmpfs nor udev makes them: a container or a rescue system whose /dev is static.
 
 Nodes are made from the numbers in /sys. The sticky bit, which has no meaning on a device, marks those that dmthin has
-made; only these are removed, once their device is gone, by whichever process of dmthin removes a device next. An
-exclusive flock(2) on /dev keeps a process from removing the node that another has just found.
+made; only these are removed, once their device is gone, by whichever process of dmthin removes a device next. The lock
+is a file in that /dev, for root alone: any user may lock a directory.
 """
 
 import fcntl
@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 
 from dmthin.errors import Unavailable
-from dmthin.kernel import mount, sysfs
+from dmthin.kernel import filelock, mount, sysfs
 from dmthin.os_errors import RIGHTS, os_failure
 
 DM_CONTROL = "/dev/mapper/control"
@@ -25,6 +25,9 @@ _DEV = Path("/dev")
 _MADE = re.compile(r"(dm-|loop)\d+|loop-control")
 _LOOP_MAJOR = 7
 _MODE = stat.S_ISVTX | 0o600
+_LOCK = _DEV / ".dmthin.lock"
+_USERS = 0
+"""The byte of the lock's file that programs lock, shared, while they use a DM_CONTROL that dmthin has made."""
 _MISC = {DM_CONTROL: ("device-mapper", "10:236"), LOOP_CONTROL: ("loop-control", "10:237")}
 """The names of the control nodes in /sys/class/misc, and their numbers in linux/miscdevice.h: opening a node of that
 number loads the module, before which /sys does not have it."""
@@ -70,11 +73,10 @@ def dm_control() -> Iterator[None]:
     if Path(DM_CONTROL).exists() and not _is_marked(DM_CONTROL):
         yield
         return
-    Path(DM_CONTROL).parent.mkdir(exist_ok=True)
-    users = os.open(Path(DM_CONTROL).parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    users = _open_lock()
     try:
-        fcntl.flock(users, fcntl.LOCK_SH)
         with _locked():
+            filelock.try_lock(users, _USERS, shared=True)  # nobody locks it otherwise
             if not Path(DM_CONTROL).exists():
                 _make(DM_CONTROL, stat.S_IFCHR, _misc(DM_CONTROL))
         yield
@@ -87,23 +89,12 @@ def remove_unused() -> None:
     """Remove the nodes that dmthin has made of devices that are gone. Do nothing where the kernel makes the nodes."""
     if not _is_static():
         return
-    with suppress(OSError), _locked():
+    with suppress(OSError), _locked() as lock:
         for entry in os.scandir(_DEV):
             if _MADE.fullmatch(entry.name) and _is_marked(entry.path) and not _is_in_use(entry.path):
                 Path(entry.path).unlink()
-        if _is_marked(DM_CONTROL):
-            _remove_dm_control()
-
-
-def _remove_dm_control() -> None:
-    """Remove the node unless a program is using it."""
-    users = os.open(Path(DM_CONTROL).parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        with suppress(BlockingIOError):
-            fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if _is_marked(DM_CONTROL) and not filelock.is_locked(lock, _USERS):
             Path(DM_CONTROL).unlink()
-    finally:
-        os.close(users)
 
 
 def find(dev: int) -> Path | None:
@@ -179,12 +170,16 @@ def _is_static() -> bool:
     return not mounts or mounts[-1].fs_type != "devtmpfs"
 
 
+def _open_lock() -> int:
+    return os.open(_LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+
+
 @contextmanager
-def _locked() -> Iterator[None]:
-    """Hold the lock. Raise OSError."""
-    fd = os.open(_DEV, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+def _locked() -> Iterator[int]:
+    """Hold the lock of a static /dev, and yield the descriptor of its file. Raise OSError."""
+    fd = _open_lock()
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)
-        yield
+        yield fd
     finally:
         os.close(fd)

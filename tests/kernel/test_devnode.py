@@ -1,5 +1,9 @@
-"""Device nodes in a mount namespace whose /dev is a tmpfs with nothing but /dev/null, each test in a process there."""
+"""Device nodes in a mount namespace whose /dev is a tmpfs with nothing but /dev/null.
 
+Each test of such a /dev runs in a process there.
+"""
+
+import fcntl
 import os
 import stat
 from collections.abc import Callable
@@ -13,6 +17,7 @@ from dmthin.kernel.devicemapper import Target
 from dmthin.kernel.dmioctl import IoctlDeviceMapper
 from dmthin.kernel.dmsetup import Dmsetup
 from dmthin.units import MIB
+from enginelib.waiting import until
 from tests.support import processes
 
 ZERO = [Target(0, 8, "zero", "")]
@@ -23,6 +28,11 @@ def nodes() -> list[str]:
     """The device nodes below /dev, but for /dev/null."""
     found = [path for path in Path("/dev").rglob("*") if path.is_block_device() or path.is_char_device()]
     return sorted(str(path.relative_to("/dev")) for path in found if path.name != "null")
+
+
+def waits_for_a_lock() -> bool:
+    """Whether a process or a thread waits for a lock of flock(2)."""
+    return "-> FLOCK" in Path("/proc/locks").read_text()
 
 
 def with_static_dev(action: Callable[[], object]) -> None:
@@ -138,3 +148,33 @@ def test_a_node_of_another_name_is_found(scratch: Path) -> None:
         with_static_dev(run)
     finally:
         disk.detach()
+
+
+def test_locks_of_any_user_on_the_folders_stop_nothing() -> None:
+    """A folder that one can read one can lock."""
+
+    def make_and_remove() -> None:
+        Dmsetup().create(NAME, "", ZERO)
+        Dmsetup().remove(NAME)
+
+    def run() -> None:
+        Path("/dev/mapper").mkdir()
+        for folder in ("/dev", "/dev/mapper"):
+            fcntl.flock(os.open(folder, os.O_RDONLY), fcntl.LOCK_EX)
+        with processes.child(make_and_remove) as pid:
+            until(lambda: waits_for_a_lock() or os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT))
+            assert not waits_for_a_lock()
+            assert processes.outcome(pid) == 0
+        assert oct(Path("/dev/.dmthin.lock").stat().st_mode) == oct(stat.S_IFREG | 0o600)
+
+    with_static_dev(run)
+
+
+def test_a_control_node_stays_while_a_program_uses_it() -> None:
+    def run() -> None:
+        with devnode.dm_control():
+            with devnode.dm_control():
+                pass
+            assert nodes() == ["mapper/control"]
+
+    with_static_dev(run)
