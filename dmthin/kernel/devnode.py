@@ -1,8 +1,9 @@
 """Device nodes where neither devtmpfs nor udev makes them: a container or a rescue system whose /dev is static.
 
 Nodes are made from the numbers in /sys. The sticky bit, which has no meaning on a device, marks those that dmthin has
-made; only these are removed, once their device is gone, by whichever process of dmthin removes a device next. The lock
-is a file in that /dev, for root alone: any user may lock a directory.
+made; only these are removed, once their device is gone, by whichever process of dmthin removes a device next. A marked
+node is certain only under the lock: a process that opens a device may have made it for a moment. The lock is a file in
+that /dev, for root alone: any user may lock a directory.
 """
 
 import fcntl
@@ -38,7 +39,7 @@ def ensure(node: str, dev: int) -> None:
 
     Raise Unavailable if the node is another device's, NotPermitted, KernelError.
     """
-    if _is_of(node, dev):
+    if _is_of(node, dev) and not _is_marked(node):
         return
     try:
         with _locked():

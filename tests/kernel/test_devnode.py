@@ -6,6 +6,7 @@ Each test of such a /dev runs in a process there.
 import fcntl
 import os
 import stat
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -148,6 +149,25 @@ def test_a_node_of_another_name_is_found(scratch: Path) -> None:
         with_static_dev(run)
     finally:
         disk.detach()
+
+
+def test_a_node_that_another_process_has_for_a_moment_is_not_enough() -> None:
+    """It makes the node to open it, and removes it, all under the lock."""
+
+    def run() -> None:
+        with IoctlDeviceMapper() as dm:
+            info = dm.create(NAME, table=ZERO)
+            thread = threading.Thread(target=devnode.ensure, args=(info.node, info.dev))
+            with devnode._locked():
+                thread.start()
+                until(lambda: waits_for_a_lock() or not thread.is_alive())
+                Path(info.node).unlink()
+            thread.join()
+            found = Path(info.node).exists()
+            dm.remove(NAME)
+            assert found
+
+    with_static_dev(run)
 
 
 def test_locks_of_any_user_on_the_folders_stop_nothing() -> None:
