@@ -4,6 +4,9 @@ Nodes are made from the numbers in /sys. The sticky bit, which has no meaning on
 made; only these are removed, once their device is gone, by whichever process of dmthin removes a device next. A marked
 node is certain only under the lock: a process that opens a device may have made it for a moment. The lock is a file in
 that /dev, for root alone: any user may lock a directory.
+
+On devtmpfs all of this is left to the kernel. Only the node of a control device whose module is not loaded is missing
+there; it is made, as libdm and systemd do, and stays, for the kernel makes no other when opening it loads the module.
 """
 
 import fcntl
@@ -25,7 +28,7 @@ LOOP_CONTROL = "/dev/loop-control"
 _DEV = Path("/dev")
 _MADE = re.compile(r"(dm-|loop)\d+|loop-control")
 _LOOP_MAJOR = 7
-_MODE = stat.S_ISVTX | 0o600
+_MODE = 0o600
 _LOCK = _DEV / ".dmthin.lock"
 _USERS = 0
 """The byte of the lock's file that programs lock, shared, while they use a DM_CONTROL that dmthin has made."""
@@ -37,9 +40,10 @@ number loads the module, before which /sys does not have it."""
 def ensure(node: str, dev: int) -> None:
     """Make the node of a block device that exists, if it is missing. `dev` is an `os.makedev` number.
 
-    Raise Unavailable if the node is another device's, NotPermitted, KernelError.
+    Do nothing on devtmpfs: the kernel would not remove a node that it has not made. Raise Unavailable if the node is
+    another device's, NotPermitted, KernelError.
     """
-    if _is_of(node, dev) and not _is_marked(node):
+    if (_is_of(node, dev) and not _is_marked(node)) or not _is_static():
         return
     try:
         with _locked():
@@ -53,7 +57,10 @@ def ensure(node: str, dev: int) -> None:
 
 
 def open_block(node: str, flags: int, dev: int) -> int:
-    """Return a descriptor of a block device. A node that is missing is made for the time of the call. Raise OSError."""
+    """Return a descriptor of a block device. A node that is missing is made for the time of the call. Raise OSError.
+
+    On devtmpfs the node stays: somebody has removed the kernel's.
+    """
     return _open(node, flags, stat.S_IFBLK, dev)
 
 
@@ -71,7 +78,7 @@ def dm_control() -> Iterator[None]:
 
     Raise OSError.
     """
-    if Path(DM_CONTROL).exists() and not _is_marked(DM_CONTROL):
+    if (Path(DM_CONTROL).exists() and not _is_marked(DM_CONTROL)) or not _is_static():
         yield
         return
     users = _open_lock()
@@ -111,6 +118,11 @@ def _open(node: str, flags: int, kind: int, dev: int) -> int:
     try:
         return os.open(node, flags | os.O_CLOEXEC)
     except FileNotFoundError:
+        if not _is_static():
+            Path(node).parent.mkdir(exist_ok=True)
+            with suppress(FileExistsError):
+                os.mknod(node, kind | _MODE, dev)
+            return os.open(node, flags | os.O_CLOEXEC)
         with _locked():
             if Path(node).exists():
                 return os.open(node, flags | os.O_CLOEXEC)
@@ -124,7 +136,7 @@ def _open(node: str, flags: int, kind: int, dev: int) -> int:
 def _make(node: str, kind: int, dev: int) -> None:
     Path(node).parent.mkdir(exist_ok=True)
     try:
-        os.mknod(node, kind | _MODE, dev)
+        os.mknod(node, kind | stat.S_ISVTX | _MODE, dev)
     except FileExistsError:
         hint = f"remove it, and let dmthin make a node of the number {_text(dev)}"
         raise Unavailable(f"{node} is the node of another device", hint=hint) from None

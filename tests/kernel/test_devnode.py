@@ -1,4 +1,4 @@
-"""Device nodes in a mount namespace whose /dev is a tmpfs with nothing but /dev/null.
+"""Device nodes on devtmpfs, and in a mount namespace whose /dev is a tmpfs with nothing but /dev/null.
 
 Each test of such a /dev runs in a process there.
 """
@@ -19,7 +19,7 @@ from dmthin.kernel.dmioctl import IoctlDeviceMapper
 from dmthin.kernel.dmsetup import Dmsetup
 from dmthin.units import MIB
 from enginelib.waiting import until
-from tests.support import processes
+from tests.support import loop_module, processes
 
 ZERO = [Target(0, 8, "zero", "")]
 NAME = "dmthin-test-node"
@@ -198,3 +198,23 @@ def test_a_control_node_stays_while_a_program_uses_it() -> None:
             assert nodes() == ["mapper/control"]
 
     with_static_dev(run)
+
+
+def test_the_node_of_a_module_that_is_loaded_on_demand_stays(scratch: Path) -> None:
+    """On devtmpfs the kernel makes none when opening dmthin's loads the module."""
+    with loop_module.loaded_on_demand(scratch):
+        assert not Path(devnode.LOOP_CONTROL).exists()
+        os.close(devnode.open_control(devnode.LOOP_CONTROL))
+        assert oct(Path(devnode.LOOP_CONTROL).stat().st_mode) == oct(stat.S_IFCHR | 0o600)
+        assert Path("/sys/class/misc/loop-control").exists()
+
+
+def test_a_block_devices_node_is_left_to_devtmpfs(dm: IoctlDeviceMapper) -> None:
+    """It may be about to make it, and it would not remove another's."""
+    node = Path(dm.create(NAME, table=ZERO).node)
+    node.unlink()
+    dm.info(NAME)
+    made = node.exists()
+    dm.remove(NAME)
+    assert not made
+    assert not Path("/dev/.dmthin.lock").exists()
