@@ -33,7 +33,10 @@ _DETACH_SECONDS = 5.0
 
 @dataclass(frozen=True, slots=True)
 class LoopDevice:
-    """A bound loop device. `backing_dev` and `backing_inode` identify its file. `find` and `attach` see to its node."""
+    """A bound loop device. `backing_dev` and `backing_inode` identify its file.
+
+    `find` and `attach` make its node if that is missing.
+    """
 
     index: int
     backing_dev: int
@@ -135,8 +138,8 @@ def attach(path: Path, *, read_only: bool = False, direct_io: bool = True) -> Lo
     """Bind a free loop device to a file, with direct I/O where the file system allows that (`LoopDevice.direct_io`).
 
     The number that LOOP_CTL_GET_FREE returns may be taken by another process in between, which EBUSY says; then this
-    asks again. Raise Unavailable (no loop devices, or none that is free), NotFound (no such file), NotPermitted,
-    KernelError.
+    asks again. Raise Unavailable (no loop devices, none that is free, or its node is another device's), NotFound (no
+    such file), NotPermitted, KernelError.
     """
     flags = os.O_CLOEXEC | (os.O_RDONLY if read_only else os.O_RDWR)
     try:
@@ -156,7 +159,11 @@ def _attach(file: int, path: Path, *, read_only: bool, direct_io: bool) -> LoopD
         index = _free_index()
         with _open(index) as fd:
             if _configure(fd, file, str(path.absolute()), read_only=read_only, direct_io=direct_io):
-                devnode.ensure(f"/dev/loop{index}", os.makedev(_MAJOR, index))
+                try:
+                    devnode.ensure(f"/dev/loop{index}", os.makedev(_MAJOR, index))
+                except BaseException:
+                    ioctl(fd, _CLR_FD, 0, "LOOP_CLR_FD", path)
+                    raise
                 return LoopDevice(index, identity.st_dev, identity.st_ino)
     raise Unavailable(f"no free loop device for {path}", hint="see: losetup --list")
 

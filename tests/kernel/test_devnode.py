@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from dmthin.errors import NotFound, Unavailable
+from dmthin.errors import KernelError, NotFound, Unavailable
 from dmthin.kernel import block, devnode, loop, mount
 from dmthin.kernel.devicemapper import Target
 from dmthin.kernel.dmioctl import IoctlDeviceMapper
@@ -196,6 +196,25 @@ def test_a_control_node_stays_while_a_program_uses_it() -> None:
             with devnode.dm_control():
                 pass
             assert nodes() == ["mapper/control"]
+
+    with_static_dev(run)
+
+
+def test_a_loop_is_released_if_its_node_cannot_be_made(scratch: Path) -> None:
+    """A node that may vanish is there, and the lock cannot be had: a folder is in its place."""
+    block.make_sparse(scratch / "file", MIB)
+
+    def run() -> None:
+        index = loop._free_index()
+        os.mknod(f"/dev/loop{index}", stat.S_IFBLK | stat.S_ISVTX | 0o600, os.makedev(7, index))
+        os.mknod(devnode.LOOP_CONTROL, stat.S_IFCHR | 0o600, os.makedev(10, 237))
+        Path("/dev/.dmthin.lock").unlink()
+        Path("/dev/.dmthin.lock").mkdir()
+        with pytest.raises(KernelError, match=f"make /dev/loop{index}"):
+            loop.attach(scratch / "file")
+        assert loop.bound() == []
+        for name in (f"loop{index}", "loop-control"):
+            Path("/dev", name).unlink()
 
     with_static_dev(run)
 
