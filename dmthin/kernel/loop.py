@@ -7,6 +7,7 @@ pool are detached when the pool is deactivated.
 
 import errno
 import os
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ from dmthin.kernel.ioctl import ioctl
 from dmthin.os_errors import LOOP, LOOP_CONTROL, LOOP_NODE, os_failure
 from dmthin.steps import step
 
-_MAJOR = 7
+_DEVICE_NAME = re.compile(r"^DEVNAME=loop(\d+)$", re.MULTILINE)
 _CTL_GET_FREE = 0x4C82
 _SET_FD, _CLR_FD = 0x4C00, 0x4C01
 _SET_STATUS64, _GET_STATUS64 = 0x4C04, 0x4C05
@@ -49,8 +50,8 @@ class LoopDevice:
 
     @property
     def number(self) -> str:
-        """`major:minor`, which tables take in place of a node."""
-        return f"{_MAJOR}:{self.index}"
+        """`major:minor`, which tables take in place of a node. Raise NotFound if the device is gone."""
+        return _number(self.index)
 
     @property
     def backing_file(self) -> str:
@@ -116,20 +117,20 @@ def find(path: Path) -> LoopDevice | None:
         except (NotFound, Unavailable):
             continue
         if identity == (wanted.st_dev, wanted.st_ino):
-            devnode.ensure(f"/dev/loop{index}", os.makedev(_MAJOR, index))
+            devnode.ensure(f"/dev/loop{index}", _dev(index))
             return LoopDevice(index, *identity)
     return None
 
 
 def is_at(path: Path, number: str) -> bool:
     """Return whether the device with this `major:minor` is a loop device that is bound to this very file."""
-    major, minor = map(int, number.split(":"))
-    if major != _MAJOR or _attribute(minor, "loop/backing_file") is None:
+    index = _index(number)
+    if index is None or _attribute(index, "loop/backing_file") is None:
         return False
     try:
         wanted = path.stat()
-        with _open(minor) as fd:
-            return _backing(fd, minor) == (wanted.st_dev, wanted.st_ino)
+        with _open(index) as fd:
+            return _backing(fd, index) == (wanted.st_dev, wanted.st_ino)
     except (FileNotFoundError, NotFound, Unavailable):
         return False
 
@@ -160,7 +161,7 @@ def _attach(file: int, path: Path, *, read_only: bool, direct_io: bool) -> LoopD
         with _open(index) as fd:
             if _configure(fd, file, str(path.absolute()), read_only=read_only, direct_io=direct_io):
                 try:
-                    devnode.ensure(f"/dev/loop{index}", os.makedev(_MAJOR, index))
+                    devnode.ensure(f"/dev/loop{index}", _dev(index))
                 except BaseException:
                     ioctl(fd, _CLR_FD, 0, "LOOP_CLR_FD", path)
                     raise
@@ -230,7 +231,7 @@ def _free_index() -> int:
 
 @contextmanager
 def _open(index: int) -> Iterator[int]:
-    node, dev = f"/dev/loop{index}", os.makedev(_MAJOR, index)
+    node, dev = f"/dev/loop{index}", _dev(index)
     try:
         fd = devnode.open_block(node, os.O_RDWR, dev)
     except OSError as error:
@@ -249,6 +250,36 @@ def bound() -> list[int]:
     names = (path.name.removeprefix("loop") for path in Path("/sys/block").glob("loop*"))
     indexes = sorted(int(name) for name in names if name.isdigit())
     return [index for index in indexes if _read(index, "loop/backing_file") is not None]
+
+
+def _number(index: int) -> str:
+    """Return `major:minor`. Raise NotFound, Unavailable (no /sys).
+
+    The minor is the index only where the module's parameter max_part is 0: otherwise partitions have the numbers
+    between.
+    """
+    if (number := _read(index, "dev")) is None:
+        sysfs.require_mounted()
+        raise NotFound(f"there is no /dev/loop{index}")
+    return number
+
+
+def _dev(index: int) -> int:
+    """Return the `os.makedev` number. Raise NotFound, Unavailable (no /sys)."""
+    major, minor = _number(index).split(":")
+    return os.makedev(int(major), int(minor))
+
+
+def _index(number: str) -> int | None:
+    """Return the index of the loop device with this `major:minor`, None if it is no loop device, or a partition of one.
+
+    Raise Unavailable (no /sys).
+    """
+    if (event := sysfs.attribute(f"dev/block/{number}/uevent", f"look for the device {number}")) is None:
+        sysfs.require_mounted()
+        return None
+    found = _DEVICE_NAME.search(event)
+    return int(found[1]) if found else None
 
 
 def _attribute(index: int, name: str) -> str | None:

@@ -12,7 +12,7 @@ from dmthin.kernel import block, loop, mount
 from dmthin.kernel.loop import LoopDevice
 from dmthin.units import MIB
 from enginelib.waiting import PATIENCE
-from tests.support import processes, rigs
+from tests.support import loop_module, processes, rigs
 
 
 @pytest.fixture(params=["configure", "pair"])
@@ -276,3 +276,21 @@ def test_a_missing_node_is_made(file: Path) -> None:
     assert loop.find(file) == device
     assert Path(device.node).is_block_device()
     device.detach()
+
+
+def test_a_loop_that_may_have_partitions(file: Path) -> None:
+    """With the module's parameter max_part the minors between those of loops are partitions'."""
+    with loop_module.loaded_with("max_part=15"):
+        other = file.with_name("other")
+        block.make_sparse(other, MIB)
+        first = loop.attach(other)
+        device = loop.attach(file)
+        try:
+            assert (first.number, device.number) == ("7:0", "7:16")
+            assert block.number(Path(device.node)) == device.number
+            assert loop.find(file) == device
+            assert loop.is_at(file, "7:16")
+            assert not loop.is_at(file, "7:1")
+        finally:
+            device.detach()
+            first.detach()
