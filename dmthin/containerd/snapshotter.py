@@ -84,8 +84,9 @@ class Snapshotter:
         return self._mount(snapshot, info)
 
     def mounts(self, key: str) -> MountSpec:
-        """Return the mount of an active snapshot or a view, the former grown to what dockerd's container is to have.
+        """Return the mount of an active snapshot or a view.
 
+        An active snapshot of a dockerd container is first grown to the size in the container's record.
         Raise NotFound, InUse for a committed snapshot, InvalidValue for a size that the container cannot have, and what
         `Snapshots.ensure_size` raises.
         """

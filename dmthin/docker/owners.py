@@ -21,7 +21,7 @@ def docker_owners(records: DockerRecords, volumes: Iterable[str]) -> dict[str, O
     A volume whose name is of dockerd's form belongs to it without a record too: it is being made, or of a build's
     cache, whose records are BuildKit's.
     """
-    unnamed = Owner(ENGINE, "a layer of dockerd's that its records do not name", "let dockerd remove it")
+    unnamed = Owner(ENGINE, "a layer of dockerd without a record", "let dockerd remove it")
     found = {name: unnamed for name in volumes if _LAYER_NAME.fullmatch(name)}
     found |= dict(_of_layers(records))
     for container in records.containers():

@@ -235,7 +235,7 @@ async def _log_and_translate(request: web.Request, handler: Handler) -> web.Stre
 
 def _failed(request: web.Request, error: DmthinError, status: int) -> web.Response:
     call = request.path.removeprefix("/")
-    if call == "GraphDriver.Init":  # dockerd logs the reason as well, but its last words are without it
+    if call == "GraphDriver.Init":  # dockerd logs the reason too, but not in its final message
         call += ": dockerd does not start, and ends with 'driver not supported'"
     logger.error("%s: %s", call, error)
     return _answer({"Err": str(error)}, status)

@@ -100,8 +100,8 @@ class TarReader:
 
     With `layer`, entries have the extended attributes that Docker and containerd read (SCHILY.xattr.*); otherwise also
     access control lists and what other archivers record. A layer may be empty, and may end after an extended header, as
-    for Docker and containerd. Iteration raises InvalidValue, with the archive's name and
-    the offset, for anything but a complete, valid tar; and what ByteStream raises.
+    for Docker and containerd. Iteration raises InvalidValue, with the archive's name and the offset, for anything but a
+    complete, valid tar; and what ByteStream raises.
     """
 
     def __init__(self, stream: ByteStream, name: str, *, layer: bool = False) -> None:

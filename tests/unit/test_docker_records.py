@@ -105,9 +105,8 @@ def test_layers_of_containers_have_the_containers_names(root: Path) -> None:
 def test_what_is_named_as_dockerd_names_layers_is_dockerds(root: Path) -> None:
     cache = "0123456789abcdefghijklmno"
     found = owners(root, "@base/ext4/10G", "0" * 64, f"{'0' * 64}-init", cache, "mine", "A" * 64)
-    assert {name for name in found if found[name].what.endswith("do not name")} == {
-        "0" * 64, f"{'0' * 64}-init", cache
-    }  # fmt: skip
+    unrecorded = {name for name in found if found[name].what == "a layer of dockerd without a record"}
+    assert unrecorded == {"0" * 64, f"{'0' * 64}-init", cache}
 
 
 @pytest.mark.parametrize(

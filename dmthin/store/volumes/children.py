@@ -87,7 +87,7 @@ class Children:
     def _with_space(self, make: Callable[[], _Made]) -> _Made:
         """Return what `make` returns, called again once the queue is drained if space was short.
 
-        No lock is held meanwhile, which a queued removal may wait for.
+        No lock that a queued removal may wait for is held meanwhile: at most the bases', which no queued work takes.
         """
         try:
             return make()
