@@ -1,7 +1,5 @@
 """The engines that have volumes of a store: their names for volumes, and the protection of what is theirs."""
 
-import os
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dmthin.store.owners import Owners
@@ -20,7 +18,7 @@ def owners_of(store: "Store") -> Owners:
 
     found = containerd_owners(store.snapshots.every(), ContainerKeys(default_data_root()))
     try:
-        records = DockerRecords(Path(os.path.realpath(store.layout.root)))
+        records = DockerRecords(store.layout.root)
     except NotFound:
         return Owners(found)
     return Owners(docker_owners(records, [volume.name for volume in store.ledger.volumes()]) | found)
