@@ -12,16 +12,16 @@ if TYPE_CHECKING:
 def owners_of(store: "Store") -> Owners:
     """Return what dockerd and containerd call the volumes of a store, by dockerd's records and the ledger."""
     from dmthin.containerd.owners import containerd_owners
-    from dmthin.docker.owners import ContainerKeys, docker_owners
+    from dmthin.docker.owners import ContainerKeys, docker_owners, unrecorded_owners
     from dmthin.docker.records import DockerRecords, default_data_root
     from dmthin.errors import NotFound
 
-    found = containerd_owners(store.snapshots.every(), ContainerKeys(default_data_root()))
+    names = [volume.name for volume in store.ledger.volumes()]
     try:
-        records = DockerRecords(store.layout.root)
+        found = docker_owners(DockerRecords(store.layout.root), names)
     except NotFound:
-        return Owners(found)
-    return Owners(docker_owners(records, [volume.name for volume in store.ledger.volumes()]) | found)
+        found = unrecorded_owners(names)
+    return Owners(found | containerd_owners(store.snapshots.every(), ContainerKeys(default_data_root())))
 
 
 def meant(store: "Store", text: str, *kinds: "Kind") -> str:

@@ -12,6 +12,9 @@ _INIT = "-init"
 _LAYER_NAME = re.compile(r"([0-9a-f]{64}|[0-9a-z]{25})(-init)?")
 """The names that dockerd and its BuildKit give to layers: stringid.GenerateRandomID, identity.NewID."""
 
+_RANDOM_ID = re.compile(r"[0-9a-f]{64}(-init)?")
+_UNRECORDED = Owner(ENGINE, "a layer of dockerd without a record", "let dockerd remove it")
+
 _CONTAINER_ID = re.compile(r"[0-9a-f]{64}")
 
 
@@ -21,12 +24,20 @@ def docker_owners(records: DockerRecords, volumes: Iterable[str]) -> dict[str, O
     A volume whose name is of dockerd's form belongs to it without a record too: it is being made, or of a build's
     cache, whose records are BuildKit's.
     """
-    unnamed = Owner(ENGINE, "a layer of dockerd without a record", "let dockerd remove it")
-    found = {name: unnamed for name in volumes if _LAYER_NAME.fullmatch(name)}
+    found = {name: _UNRECORDED for name in volumes if _LAYER_NAME.fullmatch(name)}
     found |= dict(_of_layers(records))
     for container in records.containers():
         found |= dict(_of_container(container))
     return found
+
+
+def unrecorded_owners(volumes: Iterable[str]) -> dict[str, Owner]:
+    """Return what is dockerd's among these volumes of a store beside which there are no records, by their names.
+
+    The records may be lost, so names of 64 hexadecimal digits are dockerd's. BuildKit's of 25 characters are not: an
+    administrator may have chosen such a name, in a store that was never dockerd's.
+    """
+    return {name: _UNRECORDED for name in volumes if _RANDOM_ID.fullmatch(name)}
 
 
 def _of_layers(records: DockerRecords) -> Iterator[tuple[str, Owner]]:
