@@ -20,6 +20,7 @@ exit status:
 """
 
 _NAME = "name of a volume; or an engine's name or id of it, or the beginning of an id"
+_REMOVED = f"{_NAME}, of 12 digits at least with --force"
 
 
 def parse(arguments: Sequence[str]) -> Namespace:
@@ -139,7 +140,7 @@ def _add_image(nouns: Any) -> None:
     verb.add_argument("source", metavar="SOURCE", help="a tar (plain, gz, bz2, xz, zst), a directory, or - for stdin")
     _table_options(add_verb(noun, "list", "listing:images", "list images", "dmthin image list", alias="ls"))
     verb = add_verb(noun, "remove", "image:remove", "remove an image", "dmthin image remove debian", alias="rm")
-    verb.add_argument("name", metavar="NAME", help=_NAME)
+    verb.add_argument("name", metavar="NAME", help=_REMOVED)
     verb.add_argument("--force", action="store_true", help="remove it even if an engine has it")
     verb = add_verb(
         noun,
@@ -211,7 +212,7 @@ def _add_container(nouns: Any) -> None:
         "dmthin container rm web --force",
         alias="rm",
     )
-    verb.add_argument("name", metavar="NAME", help=_NAME)
+    verb.add_argument("name", metavar="NAME", help=_REMOVED)
     verb.add_argument(
         "--force",
         action="store_true",

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dmthin.cli.call import Call
-from dmthin.cli.owners import meant, require_unowned
+from dmthin.cli.owners import meant, meant_to_remove
 from dmthin.cli.results import report_volume
 from dmthin.cli.sizes import human, parse_request
 
@@ -93,9 +93,7 @@ def remove(call: Call) -> None:
 
     given, force = call.arguments.name, call.arguments.force
     with call.store() as store:
-        name = _container(call, store)
-        if not force:
-            require_unowned(store, name)
+        name = meant_to_remove(store, given, Kind.CONTAINER, force=force)
         if _planned(call, lambda plans: plans.container_remove(store, name, force=force)):
             return
         number = store.ledger.ready(name, Kind.CONTAINER).device_id

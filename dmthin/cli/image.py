@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dmthin.cli.call import Call
-from dmthin.cli.owners import meant, require_unowned
+from dmthin.cli.owners import meant_to_remove
 from dmthin.cli.results import report_volume
 from dmthin.cli.sizes import human
 from dmthin.cli.table import aligned
@@ -52,9 +52,7 @@ def remove(call: Call) -> None:
     from dmthin.store.state.model import Kind
 
     with call.store() as store:
-        name = meant(store, call.arguments.name, Kind.IMAGE)
-        if not call.arguments.force:
-            require_unowned(store, name)
+        name = meant_to_remove(store, call.arguments.name, Kind.IMAGE, force=call.arguments.force)
         if call.options.dry_run:
             from dmthin.cli import volume_plans
 

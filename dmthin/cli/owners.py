@@ -34,6 +34,18 @@ def meant(store: "Store", text: str, *kinds: "Kind") -> str:
     return owners_of(store).meant(text, store.ledger.volumes(), *kinds)
 
 
-def require_unowned(store: "Store", name: str) -> None:
-    """Raise InUse, which says whose it is, if an engine has the volume with that name."""
-    owners_of(store).require_none(name)
+def meant_to_remove(store: "Store", text: str, kind: "Kind", *, force: bool) -> str:
+    """Return the name of the volume that a user means to remove, as `meant` does.
+
+    Raise InUse, which says whose it is, if an engine has it, unless forced. Forced, a short beginning of an id means
+    nothing: a script that repeats `rm db --force` must not remove an engine's volume whose id begins so. Raise NotFound
+    for one.
+    """
+    own = store.ledger.find(text) is not None
+    if own and force:
+        return text
+    owners = owners_of(store)
+    name = text if own else owners.meant(text, store.ledger.volumes(), kind, whole=force)
+    if not force:
+        owners.require_none(name)
+    return name

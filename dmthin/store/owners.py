@@ -4,12 +4,14 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from dmthin.errors import InUse, InvalidValue
+from dmthin.errors import InUse, InvalidValue, NotFound
 from dmthin.store.state.model import Kind, State, Volume
 
 _ID = re.compile(r"(?<![0-9a-f])([0-9a-f]{12})[0-9a-f]{52}(?![0-9a-f])")
 _START_OF_ID = re.compile(r"[0-9a-f]{1,64}|[0-9a-z]{1,25}")
 _SHOWN = 5
+_DIGITS = 12
+"""Digits of an id that are taken for the whole: as many as docker and the command's tables show."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,12 +64,13 @@ class Owners:
                 hint="remove its containers and images first, or give --force",
             )
 
-    def meant(self, text: str, volumes: Iterable[Volume], *kinds: Kind) -> str:
+    def meant(self, text: str, volumes: Iterable[Volume], *kinds: Kind, whole: bool = False) -> str:
         """Return the name of the volume that a user means: its own, an engine's, or the beginning of an id.
 
         A volume's own name goes first; then a full name or id of an engine, where a container goes before an image,
         as with docker inspect; then the beginning of an id. Return `text` itself if nothing matches. `kinds` limits
-        what an engine's name can mean. Raise InvalidValue, which names the candidates, if it may be several.
+        what an engine's name can mean. Raise InvalidValue, which names the candidates, if it may be several; NotFound
+        with `whole`, for the beginning of an id that has less than the 12 digits of a table.
         """
         there = [volume for volume in volumes if volume.state is not State.MAKING]
         if any(volume.name == text for volume in there):
@@ -81,6 +84,11 @@ class Owners:
         exact = [volume for volume, owner in owned if text in owner.names or bare in owner.ids]
         exact = [volume for volume in exact if volume.kind is Kind.CONTAINER] or exact
         begun = exact or [volume for volume, owner in owned if _begins(bare, owner) or short(volume.name) == text]
+        if whole and begun and not exact and len(bare) < _DIGITS:
+            raise NotFound(
+                f"there is no {' or '.join(kinds) or 'volume'} {text!r}, only {' and '.join(self._described(begun))}",
+                hint=f"with --force write the whole id, or {_DIGITS} digits of it",
+            )
         if len(begun) > 1:
             raise InvalidValue(
                 f"{text!r} may be {' or '.join(self._described(begun))}",

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from dmthin.cli.owners import owners_of
-from dmthin.errors import InUse
+from dmthin.cli.owners import meant, meant_to_remove, owners_of
+from dmthin.errors import InUse, NotFound
 from dmthin.store.state import schema
 from dmthin.store.state.ledger import Ledger
 from dmthin.store.state.locks import Locks, make_lock_file
@@ -68,3 +68,21 @@ def test_layers_stay_dockerds_when_its_records_are_lost(stored: Made, tmp_path: 
         owners.require_none_of(store.ledger.volumes())
     owners.require_none(BUILT)
     owners.require_none("mine")
+
+
+def test_force_takes_no_short_beginning_of_an_id(stored: Made, tmp_path: Path) -> None:
+    store = stored(LAYER, "mine", "8c")
+    record(tmp_path)
+    for text in ("web", WEB, WEB[:12], LAYER, LAYER[:12]):
+        assert meant_to_remove(store, text, Kind.CONTAINER, force=True) == LAYER
+        with pytest.raises(InUse, match="use docker rm web"):
+            meant_to_remove(store, text, Kind.CONTAINER, force=False)
+    assert meant(store, "8c1", Kind.CONTAINER) == LAYER
+    for text in ("8c1", "5", WEB[:11]):
+        with pytest.raises(NotFound, match="write the whole id, or 12 digits"):
+            meant_to_remove(store, text, Kind.CONTAINER, force=True)
+        with pytest.raises(InUse, match="use docker rm web"):
+            meant_to_remove(store, text, Kind.CONTAINER, force=False)
+    for name in ("mine", "8c", "nothing"):
+        for force in (True, False):
+            assert meant_to_remove(store, name, Kind.CONTAINER, force=force) == name

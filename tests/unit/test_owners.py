@@ -6,7 +6,7 @@ import pytest
 
 from dmthin.containerd.owners import containerd_owners
 from dmthin.docker.owners import ContainerKeys, of_container, of_init_layer
-from dmthin.errors import InUse, InvalidValue
+from dmthin.errors import InUse, InvalidValue, NotFound
 from dmthin.store.owners import NO_OWNERS, Owner, Owners, short
 from dmthin.store.state.model import Kind, Snapshot, State, Volume
 
@@ -83,6 +83,23 @@ def test_several_volumes_are_an_error_that_names_them() -> None:
     owners = Owners({one.name: of_container(one.name, "", one.name) for one in many})
     with pytest.raises(InvalidValue, match=r"or others"):
         owners.meant("0000", many)
+
+
+def test_the_beginning_of_an_id_is_whole_with_the_digits_of_a_table() -> None:
+    for text in ("web", WEB, WEB_ROOT, WEB[:12], WEB_ROOT[:12]):
+        assert OWNERS.meant(text, VOLUMES, Kind.CONTAINER, whole=True) == WEB_ROOT
+    assert OWNERS.meant(f"sha256:{IMAGE[:12]}", VOLUMES, whole=True) == TOP
+    assert OWNERS.meant("mine", VOLUMES, whole=True) == "mine"
+    assert OWNERS.meant("gone", VOLUMES, whole=True) == "gone"
+    with pytest.raises(NotFound) as refused:
+        OWNERS.meant("8c1fa", VOLUMES, Kind.CONTAINER, whole=True)
+    sentence = (
+        "there is no container '8c1fa', only 555555555555 (web): with --force write the whole id, or 12 digits of it"
+    )
+    assert str(refused.value) == sentence
+    for text in ("8c1", WEB[:11], "sha256:99"):
+        with pytest.raises(NotFound):
+            OWNERS.meant(text, VOLUMES, whole=True)
 
 
 def test_ids_are_cut_wherever_they_stand() -> None:
