@@ -98,6 +98,9 @@ def _owners(owner_of: Callable[[T], Owner | None]) -> tuple[Field[T], ...]:
     )
 
 
+OWNER_FIELDS = frozenset({"engine_name", "engine", "engine_id"})
+"""The names of the fields of `_owners`, which need the engines' records."""
+
 VOLUME_FIELDS: "tuple[Field[VolumeView], ...]" = (
     Field("name", "NAME", Format.NAME, "name of the volume", lambda v: v.name),
     Field("kind", "KIND", Format.TEXT, "base, image or container", lambda v: v.kind),

@@ -6,13 +6,15 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from dmthin.cli.call import Call
-from dmthin.cli.fields import USAGE_FIELDS, VOLUME_FIELDS, Field, Format, as_json, shown
-from dmthin.cli.owners import meant, owners_of
+from dmthin.cli.fields import OWNER_FIELDS, USAGE_FIELDS, VOLUME_FIELDS, Field, Format, as_json, shown
+from dmthin.cli.owners import all_meant, owners_of
 from dmthin.cli.table import Table, aligned, describe, table_from_arguments
+from dmthin.store.owners import NO_OWNERS, Owners
 
 if TYPE_CHECKING:
     from dmthin.store.report import TreeNode, VolumeDetail
     from dmthin.store.state.model import Kind
+    from dmthin.store.store import Store
 
 T = TypeVar("T")
 _ALL = "name,kind,size,parent,file_system,state,created"
@@ -67,7 +69,8 @@ def du(call: Call) -> None:
     from dmthin.store import report
 
     with call.store() as store:
-        if owners := owners_of(store):
+        owners = _owners(call, store, USAGE_FIELDS, _USAGE)
+        if owners:
             table = _table(call, USAGE_FIELDS, _USAGE, named=True)
         use = report.usage(store, owners=owners)
     rows = table.sorted(use.volumes)
@@ -85,8 +88,8 @@ def inspect(call: Call) -> None:
     from dmthin.store import report
 
     with call.store() as store:
-        names = [meant(store, name) for name in call.arguments.names]
-        found = [_detail_json(detail) for detail in report.details(store, names, owners=owners_of(store))]
+        names, owners = all_meant(store, call.arguments.names)
+        found = [_detail_json(detail) for detail in report.details(store, names, owners=owners)]
     if call.output.as_json:
         call.output.document({"volumes": found})
     else:
@@ -103,7 +106,8 @@ def _list(call: Call, default: str, *kinds: "Kind") -> None:
     from dmthin.store import report
 
     with call.store() as store:
-        if owners := owners_of(store):
+        owners = _owners(call, store, VOLUME_FIELDS, default)
+        if owners:
             table = _table(call, VOLUME_FIELDS, default, named=True)
         rows = table.sorted(report.volumes(store, *kinds, owners=owners))
     if call.output.as_json:
@@ -121,6 +125,17 @@ def _table(call: Call, fields: tuple[Field[T], ...], default: str, *, named: boo
     if named and not call.arguments.tabs:
         default = default.replace("name,", "name,engine_name,", 1)
     return table_from_arguments(call.arguments, fields, default, brief=_is_brief(call))
+
+
+def _owners(call: Call, store: "Store", fields: tuple[Field[T], ...], default: str) -> Owners:
+    """Return the owners of the volumes; none if no field that is shown or sorted by needs them.
+
+    dockerd keeps a few files for each layer and container: reading them takes most of the time of a list.
+    """
+    table = _table(call, fields, default, named=True)
+    columns = table.columns if table.chosen or not call.output.as_json else fields
+    needed = {field.name for field in (*columns, *(field for field, _ in table.sort))}
+    return NO_OWNERS if needed.isdisjoint(OWNER_FIELDS) else owners_of(store)
 
 
 def _is_brief(call: Call) -> bool:

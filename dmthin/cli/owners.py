@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING
 from dmthin.store.owners import Owners
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from dmthin.store.state.model import Kind
     from dmthin.store.store import Store
 
@@ -32,6 +34,13 @@ def meant(store: "Store", text: str, *kinds: "Kind") -> str:
     if store.ledger.find(text) is not None:
         return text
     return owners_of(store).meant(text, store.ledger.volumes(), *kinds)
+
+
+def all_meant(store: "Store", texts: "Iterable[str]") -> tuple[list[str], Owners]:
+    """Return the names of the volumes that a user means, each as by `meant`, and the owners of the store's volumes."""
+    owners, volumes = owners_of(store), store.ledger.volumes()
+    known = {volume.name for volume in volumes}
+    return [text if text in known else owners.meant(text, volumes) for text in texts], owners
 
 
 def meant_to_remove(store: "Store", text: str, kind: "Kind", *, force: bool) -> str:

@@ -1,14 +1,19 @@
 """What the command takes for an engine's, and which volume it takes a name for, in a ledger without a pool."""
 
 import shutil
-from collections.abc import Callable
+from argparse import Namespace
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from dmthin.cli.owners import meant, meant_to_remove, owners_of
+from dmthin.cli.fields import OWNER_FIELDS, USAGE_FIELDS, VOLUME_FIELDS
+from dmthin.cli.listing import _owners
+from dmthin.cli.output import Output
+from dmthin.cli.owners import all_meant, meant, meant_to_remove, owners_of
+from dmthin.docker.records import ContainerRecord, DockerRecords
 from dmthin.errors import InUse, NotFound
 from dmthin.store.state import schema
 from dmthin.store.state.ledger import Ledger
@@ -86,3 +91,50 @@ def test_force_takes_no_short_beginning_of_an_id(stored: Made, tmp_path: Path) -
     for name in ("mine", "8c", "nothing"):
         for force in (True, False):
             assert meant_to_remove(store, name, Kind.CONTAINER, force=force) == name
+
+
+def test_several_names_need_the_records_once(stored: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = stored(LAYER, "mine")
+    record(tmp_path)
+    read: list[DockerRecords] = []
+    containers = DockerRecords.containers
+
+    def counted(records: DockerRecords) -> Iterator[ContainerRecord]:
+        read.append(records)
+        return containers(records)
+
+    monkeypatch.setattr(DockerRecords, "containers", counted)
+    names, owners = all_meant(store, ["web", "mine", "8c1f", "gone"])
+    assert names == [LAYER, "mine", LAYER, "gone"]
+    assert owners.of(LAYER)
+    assert len(read) == 1
+
+
+@pytest.mark.parametrize(
+    ("columns", "sort", "tabs", "as_json", "needed"),
+    [
+        ("", "", False, False, True),
+        ("", "", True, False, False),
+        ("", "", True, True, True),
+        ("name,size", "", False, False, False),
+        ("name,size", "", True, True, False),
+        ("name,size", "engine", True, False, True),
+        ("name,engine_id", "", True, False, True),
+        ("+engine", "", True, False, True),
+        ("+device", "", False, False, True),
+        ("+device", "-size", True, False, False),
+    ],
+)
+def test_a_table_without_engines_needs_no_records(
+    stored: Made, tmp_path: Path, columns: str, sort: str, tabs: bool, as_json: bool, needed: bool
+) -> None:
+    store = stored(LAYER)
+    record(tmp_path)
+    arguments = Namespace(columns=columns, sort=sort, tabs=tabs, noheadings=False, exact=False, no_trunc=True)
+    call: Any = SimpleNamespace(arguments=arguments, output=Output(as_json=as_json))
+    assert bool(_owners(call, store, VOLUME_FIELDS, "name,size")) == needed
+
+
+def test_the_fields_of_owners_are_known() -> None:
+    for fields in (VOLUME_FIELDS, USAGE_FIELDS):
+        assert {field.name for field in fields if field.name.startswith("engine")} == OWNER_FIELDS
