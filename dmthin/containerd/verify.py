@@ -5,7 +5,7 @@ from pathlib import Path
 
 from dmthin.containerd.blobs import Blobs, LayerBlob
 from dmthin.containerd.snapshotter import REFERENCE
-from dmthin.errors import NotFound
+from dmthin.errors import InvalidValue, NotFound
 from dmthin.layers.job import Verb
 from dmthin.layers.verifying import VerifiedLayer, find_problems, verified
 from dmthin.store.state.model import Snapshot
@@ -54,10 +54,13 @@ def _chain(snapshot: Snapshot) -> str:
 
 
 def _complete(name: str, known: set[str]) -> str:
-    """Return the digest of an image that begins with `name`. Raise NotFound if there is none, or several."""
+    """Return the digest of an image that begins with `name`. Raise NotFound, InvalidValue if there are several."""
     start = _DIGEST + name.removeprefix(_DIGEST)
     found = sorted(digest for digest in known if digest.startswith(start))
-    if len(found) != 1:
-        count = f"{len(found)} images whose digests begin" if found else "no image whose digest begins"
-        raise NotFound(f"containerd has {count} with {name}", hint="run: ctr images ls")
+    if not found:
+        raise NotFound(f"containerd has no image whose digest begins with {name}", hint="run: ctr images ls")
+    if len(found) > 1:
+        raise InvalidValue(
+            f"containerd has {len(found)} images whose digests begin with {name}", hint="write more of the digest"
+        )
     return found[0]
