@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from dmthin.kernel.devnode import LOOP_CONTROL
 from tests.support.processes import program
 
 _HELPER = Path("/proc/sys/kernel/modprobe")
@@ -42,5 +43,7 @@ def loaded_on_demand(scratch: Path) -> Iterator[None]:
         yield
     finally:
         _HELPER.write_text(before)
-        if not Path("/sys/module/loop").exists():
-            program("insmod", _file())
+        if Path("/sys/module/loop").exists():
+            program("rmmod", "loop")
+        Path(LOOP_CONTROL).unlink(missing_ok=True)  # the kernel removes only the node that it has made
+        program("insmod", _file())
