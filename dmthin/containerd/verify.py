@@ -19,7 +19,7 @@ def verify_snapshots(store: Store, root: Path, names: frozenset[str] = frozenset
 
     `root` is containerd's root, with its blobs. A digest may be cut to a unique beginning, with or without `sha256:`.
     Snapshots whose names are no chain ids, which clients make for themselves, are left out. Raise NotFound (no blobs, a
-    digest of no image), and what mounting a snapshot raises.
+    digest of no image) and InvalidValue (a beginning of several digests).
     """
     layers = Blobs(root).layers()
     known = {image for layer in layers.values() for image in layer.images}
