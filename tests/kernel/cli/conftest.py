@@ -1,5 +1,6 @@
 """The command on a store, and on a place where one may be made."""
 
+import math
 import tarfile
 from collections.abc import Iterator
 from contextlib import suppress
@@ -7,10 +8,18 @@ from pathlib import Path
 
 import pytest
 
+from dmthin.store.state.lock_waits import limit_waits
 from dmthin.store.store import Store
 from dmthin.units import MIB
 from tests.support.command import Command
 from tests.support.stores import fill, take_down
+
+
+@pytest.fixture(autouse=True)
+def _no_limit_is_left() -> Iterator[None]:
+    """A command's limit of waits for locks is that of its process, which here runs other tests too."""
+    yield
+    limit_waits(math.inf)
 
 
 @pytest.fixture
