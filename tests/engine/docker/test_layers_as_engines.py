@@ -27,8 +27,8 @@ from tests.support.layer_histories import BEYOND, Member, histories, tar_of_memb
 History = list[tuple[Member, ...]]
 Tree = dict[str, Entry]
 
-IMAGES, MORE_IMAGES = 16, 300
-ARCHIVES, MORE_ARCHIVES = 12, 400
+IMAGES, MORE_IMAGES = 10, 300
+ARCHIVES, MORE_ARCHIVES = 8, 400
 
 
 def collected() -> dict[str, History]:
