@@ -17,7 +17,7 @@ from typing import Any
 
 from dmthin.blocking import InThread, entered, finished
 from dmthin.containerd import diff_messages as messages
-from dmthin.containerd import media_types
+from dmthin.containerd import keys, media_types
 from dmthin.containerd.content import LEASE_HEADER, NAMESPACE_HEADER, UNCOMPRESSED, ContentStore, connected
 from dmthin.containerd.snapshotter import Snapshotter
 from dmthin.errors import AlreadyExists, DmthinError, InUse, InvalidValue
@@ -216,8 +216,8 @@ def _locate(snapshotters: Sequence[Snapshotter], mounts: Sequence[Any]) -> Locat
 
 
 def _namespace(key: str) -> str:
-    """Return the namespace in a snapshot's key, which containerd makes: NAMESPACE/NUMBER/KEY. Raise InvalidValue."""
-    namespace, _, rest = key.partition("/")
-    if not namespace or not rest.partition("/")[0].isdecimal():
+    """Return the namespace in a snapshot's key. Raise InvalidValue if there is none."""
+    namespace, _ = keys.parse(key)
+    if not namespace:
         raise InvalidValue(f"the snapshot {key!r} has no namespace", hint=f"send it in the header {NAMESPACE_HEADER}")
     return namespace

@@ -13,15 +13,14 @@ import stat
 from pathlib import Path
 from typing import Any
 
+from dmthin.containerd import keys
 from dmthin.kernel.openat import open_file
 from dmthin.store.config.options import parse_volume_size
 from dmthin.units import MIB
 
 logger = logging.getLogger(__name__)
 
-_KEY = re.compile(r"(?P<namespace>[^/]+)/[0-9]+/(?P<id>[0-9a-f]{64})")
-_NAMESPACE = "moby"
-"""dockerd's namespace in containerd, unless its `--containerd-namespace` names another."""
+_ID = re.compile(r"[0-9a-f]{64}")
 
 _LARGEST = 4 * MIB
 """Bytes of a record that is read."""
@@ -40,13 +39,13 @@ class DockerContainers:
         Also None for a key of something else and for a container without a record. A record that cannot be read is
         logged and ignored. Raise InvalidValue for an option that Docker's own drivers refuse.
         """
-        if (found := _KEY.fullmatch(key)) is None:
+        namespace, name = keys.parse(key)
+        if not namespace or _ID.fullmatch(name) is None:
             return None
-        name = found["id"]
         try:
             options = _storage_options(self._read(name))
         except FileNotFoundError:
-            if found["namespace"] == _NAMESPACE:
+            if namespace == keys.DOCKER_NAMESPACE:
                 self._warn_of_another_root(name)
             return None
         except (OSError, ValueError, RecursionError) as error:

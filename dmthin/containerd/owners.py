@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Iterable
 
+from dmthin.containerd import keys
 from dmthin.containerd.snapshotter import REFERENCE
 from dmthin.store.owners import Owner, short
 from dmthin.store.state.model import Snapshot, SnapshotKind
@@ -16,10 +17,7 @@ OfDocker = Callable[[str], Owner | None]
 """Returns what dockerd calls the snapshot of one of its containers, by its key; None for another snapshot."""
 
 _ID = re.compile(r"(?:sha256:)?([0-9a-f]{64})")
-_DOCKER = "moby"
-"""The namespace of dockerd's own containers and images in containerd."""
-
-_CLIENTS = {_DOCKER: "docker", "k8s.io": "crictl", "buildkit": "buildctl"}
+_CLIENTS = {keys.DOCKER_NAMESPACE: "docker", "k8s.io": "crictl", "buildkit": "buildctl"}
 
 
 def containerd_owners(snapshots: Iterable[Snapshot], of_docker: OfDocker) -> dict[str, Owner]:
@@ -33,8 +31,8 @@ def containerd_owners(snapshots: Iterable[Snapshot], of_docker: OfDocker) -> dic
 
 def _owner(snapshot: Snapshot, children: list[Snapshot], of_docker: OfDocker) -> Owner:
     """Return what containerd calls a snapshot that has these children."""
-    namespace, key = _parts(snapshot)
-    if namespace == _DOCKER and (made := of_docker(key)):
+    namespace, key = keys.parse(snapshot.key)
+    if namespace == keys.DOCKER_NAMESPACE and (made := of_docker(key)):
         return made
     # A layer that dmthin has published by itself has a key of its own, and its chain id in the label.
     known = snapshot.labels.get(REFERENCE, key) if snapshot.kind is SnapshotKind.COMMITTED else key
@@ -60,15 +58,8 @@ def _owner(snapshot: Snapshot, children: list[Snapshot], of_docker: OfDocker) ->
 
 def _user(snapshot: Snapshot, of_docker: OfDocker) -> str:
     """Return the name of the container whose root or init layer a snapshot is, empty if it is none."""
-    namespace, key = _parts(snapshot)
-    if namespace == _DOCKER and (made := of_docker(key)):
+    namespace, key = keys.parse(snapshot.key)
+    if namespace == keys.DOCKER_NAMESPACE and (made := of_docker(key)):
         root = of_docker(made.id) or made
         return root.name or root.id[:12]
     return short(key) if snapshot.kind is SnapshotKind.ACTIVE else ""
-
-
-def _parts(snapshot: Snapshot) -> tuple[str, str]:
-    """Return namespace and key of a snapshot: containerd makes `NAMESPACE/NUMBER/KEY` of them (core/metadata)."""
-    namespace, _, rest = snapshot.key.partition("/")
-    number, _, key = rest.partition("/")
-    return (namespace, key) if number.isdecimal() and key else ("", snapshot.key)

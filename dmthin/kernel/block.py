@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from dmthin.errors import InUse, Unavailable
-from dmthin.kernel import devnode, process, sysfs
+from dmthin.kernel import devnode, devnumber, process, sysfs
 from dmthin.kernel.ioctl import ioctl
 from dmthin.os_errors import FILES, explain, os_failure
 from dmthin.steps import step
@@ -70,7 +70,7 @@ def number(path: Path) -> str:
         raise os_failure(error, f"use {path}") from None
     if not stat.S_ISBLK(status.st_mode):
         raise Unavailable(f"{path} is not a block device")
-    return f"{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}"
+    return devnumber.written(status.st_rdev)
 
 
 def node_of(device: str) -> Path:
@@ -84,7 +84,7 @@ def node_of(device: str) -> Path:
         sysfs.require_mounted()
         raise os_failure(error, f"find the block device {device}") from None
     node = Path("/dev") / next(word.removeprefix("DEVNAME=") for word in words if word.startswith("DEVNAME="))
-    return node if node.exists() else devnode.find(os.makedev(*map(int, device.split(":")))) or node
+    return node if node.exists() else devnode.find(devnumber.parse(device)) or node
 
 
 def mapped_name(device: str) -> str:

@@ -14,6 +14,7 @@ from enum import IntFlag
 from typing import Protocol
 
 from dmthin.errors import DmthinError, InvalidValue
+from dmthin.kernel import devnumber
 from dmthin.os_errors import DEVICE_MAPPER, DEVICE_MAPPER_NAME, explain
 
 NAME_LIMIT = 127
@@ -76,7 +77,7 @@ class DeviceInfo:
     @property
     def number(self) -> str:
         """`major:minor`, which tables take in place of a node."""
-        return f"{os.major(self.dev)}:{os.minor(self.dev)}"
+        return devnumber.written(self.dev)
 
     @property
     def node(self) -> str:

@@ -19,7 +19,7 @@ from functools import cache
 from pathlib import Path
 
 from dmthin.errors import Unavailable
-from dmthin.kernel import filelock, mount, sysfs
+from dmthin.kernel import devnumber, filelock, mount, sysfs
 from dmthin.os_errors import RIGHTS, os_failure
 
 DM_CONTROL = "/dev/mapper/control"
@@ -43,11 +43,11 @@ def ensure(node: str, dev: int) -> None:
     Do nothing on devtmpfs: the kernel would not remove a node that it has not made. Raise Unavailable if the node is
     another device's, NotPermitted, KernelError.
     """
-    if (_is_of(node, dev) and not _is_marked(node)) or not _is_static():
+    if not _is_static() or (_is_of(node, dev) and not _is_marked(node)):
         return
     try:
         with _locked():
-            if _is_of(node, dev) or not Path(f"/sys/dev/block/{_text(dev)}").exists():
+            if _is_of(node, dev) or not Path(f"/sys/dev/block/{devnumber.written(dev)}").exists():
                 return
             if _is_marked(node):
                 Path(node).unlink()  # of a device that had the name before
@@ -78,7 +78,7 @@ def dm_control() -> Iterator[None]:
 
     Raise OSError.
     """
-    if (Path(DM_CONTROL).exists() and not _is_marked(DM_CONTROL)) or not _is_static():
+    if not _is_static() or (Path(DM_CONTROL).exists() and not _is_marked(DM_CONTROL)):
         yield
         return
     users = _open_lock()
@@ -138,14 +138,13 @@ def _make(node: str, kind: int, dev: int) -> None:
     try:
         os.mknod(node, kind | stat.S_ISVTX | _MODE, dev)
     except FileExistsError:
-        hint = f"remove it, and let dmthin make a node of the number {_text(dev)}"
+        hint = f"remove it, and let dmthin make a node of the number {devnumber.written(dev)}"
         raise Unavailable(f"{node} is the node of another device", hint=hint) from None
 
 
 def _misc(node: str) -> int:
     name, usual = _MISC[node]
-    major, minor = (sysfs.attribute(f"class/misc/{name}/dev", f"look for {node}") or usual).split(":")
-    return os.makedev(int(major), int(minor))
+    return devnumber.parse(sysfs.attribute(f"class/misc/{name}/dev", f"look for {node}") or usual)
 
 
 def _is_of(node: str, dev: int) -> bool:
@@ -169,12 +168,8 @@ def _is_in_use(node: str) -> bool:
     status = os.lstat(node)
     if stat.S_ISCHR(status.st_mode):  # a control node, left by a process that was killed while it opened it
         return False
-    device = Path(f"/sys/dev/block/{_text(status.st_rdev)}")
+    device = Path(f"/sys/dev/block/{devnumber.written(status.st_rdev)}")
     return (device / "loop/backing_file" if os.major(status.st_rdev) == _LOOP_MAJOR else device).exists()
-
-
-def _text(dev: int) -> str:
-    return f"{os.major(dev)}:{os.minor(dev)}"
 
 
 @cache

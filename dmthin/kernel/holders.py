@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from dmthin.kernel import mount
+from dmthin.kernel import devnumber, mount
 
 UNSEEN = "something in the kernel"
 """A holder that /proc does not show, such as a loop device or a file system of another namespace."""
@@ -100,4 +100,4 @@ def _namespace(process: int | str) -> str:
 
 
 def _block_folder(dev: int) -> Path:
-    return Path(f"/sys/dev/block/{os.major(dev)}:{os.minor(dev)}")
+    return Path(f"/sys/dev/block/{devnumber.written(dev)}")

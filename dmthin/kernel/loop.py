@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dmthin.errors import NotFound, TimeLimit, Unavailable
-from dmthin.kernel import devnode, loopabi, sysfs
+from dmthin.kernel import devnode, devnumber, loopabi, sysfs
 from dmthin.kernel.ioctl import ioctl
 from dmthin.os_errors import LOOP, LOOP_CONTROL, LOOP_NODE, os_failure
 from dmthin.steps import step
@@ -266,8 +266,7 @@ def _number(index: int) -> str:
 
 def _dev(index: int) -> int:
     """Return the `os.makedev` number. Raise NotFound, Unavailable (no /sys)."""
-    major, minor = _number(index).split(":")
-    return os.makedev(int(major), int(minor))
+    return devnumber.parse(_number(index))
 
 
 def _index(number: str) -> int | None:

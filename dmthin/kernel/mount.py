@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from dmthin.kernel import devnumber
 from dmthin.os_errors import MOUNT, PROC, UNMOUNT, explain, os_failure
 from dmthin.steps import step
 
@@ -47,7 +48,7 @@ def table(process: int | str = "self") -> list[Mount]:
 
 def of_device(dev: int, process: int | str = "self") -> list[Mount]:
     """Return the mounts of one file system, the newest last."""
-    wanted = f" {os.major(dev)}:{os.minor(dev)} "
+    wanted = f" {devnumber.written(dev)} "
     return [_parse(line) for line in _lines(process) if wanted in line[:48]]
 
 
@@ -148,11 +149,10 @@ def _parse(line: str) -> Mount:
     before, _, after = line.partition(" - ")
     mount_id, parent_id, number, root, target, options, *optional = before.split(" ")
     fs_type, source, *_ = after.split(" ")
-    major, minor = number.split(":")
     return Mount(
         mount_id=int(mount_id),
         parent_id=int(parent_id),
-        dev=os.makedev(int(major), int(minor)),
+        dev=devnumber.parse(number),
         root=_unescape(root),
         target=_unescape(target),
         options=options,

@@ -51,13 +51,6 @@ source_lines() { # sources.list(5) for the sources of what this machine has from
 
 # Unpacked, not installed, as the engines are.
 unpack_builders() {
-    local folder=$cache/builders missing
-    [[ -e $folder/version ]] && return
-    command -v apt-get >/dev/null || fail "buildah comes from Debian's packages, and there is no apt-get"
-    unpack_packages "$folder" buildah golang-github-containers-common
-    # shellcheck disable=SC2046  # a list of words
-    install_packages $(missing_libraries "$folder" | packages_of_libraries)
-    missing=$(missing_libraries "$folder" | xargs)
-    [[ -z $missing ]] || fail "buildah lacks libraries that Debian 12 has: $missing"
-    "$folder/usr/bin/buildah" --version >"$folder/version" # last: now it is whole
+    [[ -e $cache/builders/version ]] ||
+        unpack_programs "$cache/builders" usr/bin/buildah buildah golang-github-containers-common
 }

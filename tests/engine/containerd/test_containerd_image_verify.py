@@ -24,7 +24,7 @@ def verified(containerd: Containerd, *words: str) -> tuple[int, dict[str, list[s
 
 @contextmanager
 def opened(containerd: Containerd, name: str) -> Iterator[Path]:
-    """A committed snapshot's files, writable, which they are for nobody else."""
+    """Mount a committed snapshot writable, as no client of containerd can."""
     (volume,) = (snapshot.volume for snapshot in containerd.kept() if snapshot.key.endswith(f"/{name}"))
     with containerd.store() as store, store.layers.opened(volume.name) as root:
         yield Path(f"/proc/self/fd/{root}")
